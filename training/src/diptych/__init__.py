@@ -1,0 +1,1 @@
+"""Trains an image-and-text classifier, exports it to NVIDIA Triton and serves it."""
