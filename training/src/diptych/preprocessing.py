@@ -22,8 +22,8 @@ SPEC_FILE = "preprocessing.json"
 TOKENIZER_FILE = "tokenizer.json"
 
 # Formats that strangers may send. TIFF, PSD and the like are left out: large decoders, few products.
-# MPO is what many phones write into a .jpg.
-IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
+# Phones' multi-picture JPEGs (MPO) are read by the JPEG decoder.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 ACCEPTED_IMAGE = "a whole JPEG, PNG, WebP, GIF or BMP file"
 WHITE = (255, 255, 255)
 
@@ -71,7 +71,7 @@ class Preprocessor:
 
     def __init__(self, spec: PreprocessingSpec, tokenizer_json: str) -> None:
         self.spec = spec
-        self._tokenizer_json = tokenizer_json
+        self.tokenizer_json = tokenizer_json
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
         self._tokenizer.enable_truncation(max_length=spec.max_tokens)
         # Padding on the right: the text encoder cuts the columns that no row of its batch uses.
@@ -86,7 +86,7 @@ class Preprocessor:
     def save(self, directory: Path) -> None:
         """Write the spec and the tokenizer into an existing directory."""
         (directory / SPEC_FILE).write_text(json.dumps(dataclasses.asdict(self.spec), indent=2) + "\n", "utf-8")
-        (directory / TOKENIZER_FILE).write_text(self._tokenizer_json, "utf-8")
+        (directory / TOKENIZER_FILE).write_text(self.tokenizer_json, "utf-8")
 
     def rows(self, items: Sequence[tuple[bytes, bytes]]) -> list[Row | InvalidInput]:
         """Preprocess many (image file, UTF-8 text) pairs; a bad one yields its error in its place."""

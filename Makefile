@@ -1,0 +1,63 @@
+# Targets are files wherever they can be, so that nothing is made twice.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := .venv/.complete
+
+DATA := data/openclipart/train.csv
+RUN := runs/quickstart
+CONFIG := training/configs/quickstart.toml
+REPOSITORY := build/model_repository
+EXPORTED := $(REPOSITORY)/.exported
+
+.PHONY: help setup demo test check format serve clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup: $(SETUP) ## install everything into .venv (5 GB: PyTorch with CUDA, and the embedded tritonserver)
+
+$(SETUP): training/pyproject.toml training/constraints.txt client/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
+		{ echo "Diptych needs Python 3.10 to 3.12, found $$($(PYTHON) --version). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "Debian and Ubuntu keep venv apart: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on \
+		--constraint training/constraints.txt --editable client --editable 'training[quickstart,embedded,dev]'
+	@touch $@
+
+$(DATA): $(SETUP)
+	@$(BIN)/diptych data openclipart --out data/openclipart
+
+$(RUN)/metrics.json: $(DATA) $(CONFIG)
+	@$(BIN)/diptych train $(CONFIG) --out $(RUN)
+
+$(EXPORTED): $(RUN)/metrics.json
+	@$(BIN)/diptych export $(RUN) --to $(REPOSITORY)
+	@touch $@
+
+demo: $(EXPORTED) ## the main job on real data: train, evaluate, export, serve, classify over gRPC and HTTP
+	@$(BIN)/diptych evaluate $(RUN)
+	@$(BIN)/diptych demo $(RUN) $(REPOSITORY) --plot prediction.png
+
+test: $(SETUP) ## all tests, those against the real tritonserver included
+	@$(BIN)/python -m pytest
+
+check: $(SETUP) ## ruff, mypy, unit and contract tests
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest tests/unit tests/contract
+
+format: $(SETUP) ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+serve: $(EXPORTED) ## serve the last export and stay
+	@$(BIN)/diptych serve $(REPOSITORY)
+
+clean: ## remove what was made, except .venv and the data
+	rm -rf build runs prediction.png

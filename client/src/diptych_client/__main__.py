@@ -1,0 +1,7 @@
+"""`python -m diptych_client` is the command `diptych-client`."""
+
+import sys
+
+from diptych_client.cli import main
+
+sys.exit(main())

@@ -1,0 +1,27 @@
+"""One total limit for one call, however many messages the call takes."""
+
+from __future__ import annotations
+
+import time
+
+from diptych_client.errors import DeadlineExceeded, InvalidInput
+
+
+class Deadline:
+    """Starts when it is made. Every wait of the call asks it how long it may still take."""
+
+    def __init__(self, timeout_s: float) -> None:
+        if not 0 < timeout_s < float("inf"):
+            raise InvalidInput.found("timeout_s", repr(timeout_s), "a positive number of seconds")
+        self.timeout_s = timeout_s
+        self._ends_at_s = time.monotonic() + timeout_s
+
+    def remaining_s(self, request_id: str) -> float:
+        """Seconds left, always positive. Raises DeadlineExceeded where there are none."""
+        remaining_s = self._ends_at_s - time.monotonic()
+        if remaining_s <= 0:
+            raise self.exceeded(request_id)
+        return remaining_s
+
+    def exceeded(self, request_id: str) -> DeadlineExceeded:
+        return DeadlineExceeded(f"no answer within {self.timeout_s:g} s", request_id)

@@ -1,0 +1,70 @@
+"""Triton's preprocess step, a shell: unpack the requests, call `preprocessing`, pack the answers.
+
+`diptych export` copies this file into each version directory, beside the three that belong to that version:
+preprocessing.py, preprocessing.json and tokenizer.json. It knows Triton and nothing about images or text.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+OUTPUTS = ("pixel_values", "image_present", "input_ids", "attention_mask")
+
+
+class TritonPythonModel:
+    """One instance, one process; Triton calls `initialize` once, then `execute` with one batch at a time."""
+
+    def initialize(self, args):
+        directory = Path(args["model_repository"]) / args["model_version"]
+        self._preprocessing = import_file(directory / "preprocessing.py")
+        self._preprocessor = self._preprocessing.Preprocessor.load(directory)
+
+    def execute(self, requests):
+        """Answer every request; never raise, for that would fail the whole batch and show a traceback."""
+        try:
+            return self._answer(requests)
+        except Exception as error:
+            if len(requests) > 1:  # find the culprit, spare the others
+                return [self.execute([request])[0] for request in requests]
+            pb_utils.Logger.log_error(f"preprocess: {type(error).__name__}: {error}")
+            message = "preprocess: an internal error; the server's log has it"
+            return [failure(message, pb_utils.TritonError.INTERNAL)]
+
+    def _answer(self, requests):
+        """Preprocess the rows of all requests in one call, then deal them out again."""
+        unpacked = [unpack(request) for request in requests]
+        rows = iter(self._preprocessor.rows([row for items in unpacked for row in items]))
+        return [self._pack([next(rows) for _ in items]) for items in unpacked]
+
+    def _pack(self, rows):
+        for number, row in enumerate(rows, start=1):
+            if isinstance(row, self._preprocessing.InvalidInput):
+                where = f"preprocess: row {number} of {len(rows)}: " if len(rows) > 1 else "preprocess: "
+                return failure(str(row).replace("preprocess: ", where, 1), pb_utils.TritonError.INVALID_ARG)
+        columns = {name: np.stack([getattr(row, name) for row in rows]) for name in OUTPUTS}
+        columns["image_present"] = columns["image_present"].reshape(-1, 1)
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, column) for name, column in columns.items()])
+
+
+def unpack(request):
+    """One request's rows as (image bytes, text bytes) pairs; an absent input is an empty one."""
+    tensors = {tensor.name(): tensor.as_numpy().reshape(-1) for tensor in request.inputs()}
+    num_rows = max((len(column) for column in tensors.values()), default=1)
+    absent = [b""] * num_rows
+    return list(zip(tensors.get("image", absent), tensors.get("text", absent), strict=True))
+
+
+def failure(message, code):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+def import_file(path):
+    """Import one version's snapshot. Each instance is a process of its own: versions cannot mix."""
+    spec = importlib.util.spec_from_file_location("preprocessing", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["preprocessing"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,105 @@
+"""Builds a deployable repository in a second: real configs and preprocessor, tiny TorchScript models.
+
+Not trained, but not constant either: each class's score depends on the picture and on the words.
+"""
+
+import contextlib
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+
+from diptych import preprocessing
+
+SOURCE = Path(__file__).parents[1] / "model_repository"
+LABELS = ["animals", "food", "tools"]
+SPEC = preprocessing.PreprocessingSpec(image_size_px=32, max_tokens=8)
+FEATURES = 512
+
+
+class TinyImageEncoder(nn.Module):
+    """Mean colour, repeated to 512 features; zeros where the image is absent."""
+
+    def forward(self, pixel_values: Tensor, image_present: Tensor) -> Tensor:
+        colour = pixel_values.float().mean(dim=[2, 3]) / 255
+        features = colour.repeat(1, 171)[:, :512]
+        return torch.where(image_present, features, torch.zeros_like(features))
+
+
+class TinyTextEncoder(nn.Module):
+    """Bag of embeddings over the real tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(16, FEATURES)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, image_features: Tensor) -> Tensor:
+        return (self.embedding(input_ids) * attention_mask.unsqueeze(-1)).sum(dim=1)
+
+
+class TinyFusionHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2 * FEATURES, len(LABELS))
+
+    def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        return self.linear(torch.cat([image_features, text_features], dim=1)).softmax(dim=1)
+
+
+MODELS = {"image_encoder": TinyImageEncoder, "text_encoder": TinyTextEncoder, "fusion_head": TinyFusionHead}
+
+
+def build_tiny_repository(to: Path) -> Path:
+    """Write version 1 of every model under `to`, which must not exist yet."""
+    shutil.copytree(SOURCE, to)
+    for model in to.iterdir():
+        (model / "1").mkdir()
+    # Triton wants a version directory for the ensemble too; empty ones do not survive git or object stores.
+    (to / "classifier/1/.keep").touch()
+
+    version = to / "preprocess/1"
+    (to / "preprocess/model.py").rename(version / "model.py")
+    shutil.copy(preprocessing.__file__, version / "preprocessing.py")
+    preprocessing.Preprocessor(SPEC, tiny_tokenizer().to_str()).save(version)
+
+    torch.manual_seed(0)
+    for name, model_type in MODELS.items():
+        script_to(to / name / "1/model.pt", model_type())
+    (to / "fusion_head/labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
+    return to
+
+
+def script_to(path: Path, model: nn.Module) -> None:
+    with torchscript_without_warnings():
+        torch.jit.freeze(torch.jit.script(model.eval())).save(str(path))
+
+
+def load_script(path: Path) -> torch.jit.ScriptModule:
+    with torchscript_without_warnings():
+        return torch.jit.load(path)
+
+
+@contextlib.contextmanager
+def torchscript_without_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        yield
+
+
+def tiny_tokenizer() -> Tokenizer:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "green", "blue", "cat", "cake", "hammer"]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.add_special_tokens(words[:4])
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_padding(pad_id=0, pad_token="[PAD]")
+    return tokenizer

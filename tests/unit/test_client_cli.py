@@ -1,0 +1,105 @@
+"""The command `diptych-client`: what it prints, where, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from diptych_client.cli import main
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_client_fake_triton import Failure, FakeTriton
+
+
+@pytest.fixture
+def triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTriton]:
+    with FakeTriton().running() as fake:
+        monkeypatch.setenv("DIPTYCH_URL", fake.urls["http"])
+        yield fake
+
+
+def test_an_answer_is_a_label_a_score_and_a_bar_for_each_label(triton: FakeTriton, capsys):
+    assert main(["classify", "--text", "A blue shirt"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "clothing 0.900",
+        "",
+        "clothing      0.900  " + "█" * 27,
+        "home: garden  0.069  ██",
+        "electronics   0.031  █",
+        "books         0.000",
+    ]
+
+
+@pytest.mark.parametrize("transport", ["grpc", "http"])
+def test_json_holds_the_whole_answer(triton: FakeTriton, capsys, tmp_path: Path, transport: str):
+    picture = tmp_path / "picture.jpg"
+    picture.write_bytes(b"picture")
+    assert main(["classify", str(picture), "--url", triton.urls[transport], "--json"]) == 0
+
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["label"] == "clothing"
+    assert list(answer["probabilities"]) == triton.labels
+    assert answer["request_id"] == triton.received[0].request_id
+    assert triton.received[0].inputs["image"][2][4:] == b"picture"
+
+
+def test_labels_are_listed_in_order(triton: FakeTriton, capsys):
+    assert main(["labels"]) == 0
+    assert capsys.readouterr().out.splitlines() == triton.labels
+
+
+def test_health_is_an_inference(triton: FakeTriton, capsys):
+    assert main(["health"]) == 0
+    assert capsys.readouterr().out.startswith("ready: model version 1, 4 labels, ")
+    assert triton.received
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (Failure("INTERNAL", 500, "stub died"), 1),
+        (Failure("INVALID_ARGUMENT", 400, "preprocess: image: found a text file"), 2),
+        (Failure("UNAVAILABLE", 503, "Request timeout expired"), 4),
+        (Failure("UNAVAILABLE", 503, "Exceeds maximum queue size"), 5),
+        (Failure("NOT_FOUND", 404, "Request for unknown model: 'classifier' is not found"), 6),
+    ],
+)
+def test_a_failure_goes_to_stderr_and_into_the_exit_code(
+    triton: FakeTriton, capsys, failure: Failure, code: int
+):
+    triton.failure = failure
+    assert main(["classify", "--text", "words"]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"diptych-client: {failure.message} [request ")
+
+
+def test_a_missing_file_is_named(triton: FakeTriton, capsys):
+    assert main(["classify", "no/such.jpg"]) == 2
+    assert "image: found 'no/such.jpg' (No such file or directory)" in capsys.readouterr().err
+
+
+def test_help_documents_the_exit_codes(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "3  no connection" in capsys.readouterr().out
+
+
+def test_the_command_reads_a_picture_from_standard_input(triton: FakeTriton):
+    done = subprocess.run(
+        [sys.executable, "-m", "diptych_client", "classify", "-", "--timeout-s", "20"],
+        input=b"picture",
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"clothing 0.900")
+    assert b"##" in done.stdout  # bars that this terminal can print
+    assert triton.received[0].inputs["image"][2][4:] == b"picture"

@@ -1,0 +1,182 @@
+"""The command `diptych`: arguments in, work done elsewhere, results and errors out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.markup import escape
+
+from diptych.errors import UserError
+from diptych.progress import console
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data_app = typer.Typer(no_args_is_help=True, help="Make the catalogues of items that runs are trained on.")
+app.add_typer(data_app, name="data")
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, made by `diptych train`.")]
+
+
+def main() -> None:
+    """Entry point. What the user can put right is one message and status 1, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(1)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, such as those in training/configs/.")],
+    out: Annotated[Path, typer.Option(help="The run directory to write.")],
+    overrides: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer on Python 3.10
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; repeatable."),
+    ] = None,
+) -> None:
+    """Train a classifier, then evaluate it where the config names a test set."""
+    from diptych.config import load_config
+    from diptych.evaluate import evaluate
+    from diptych.train import train
+
+    run = train(load_config(config, overrides or []), out)
+    if run.config.data.test_csv:
+        evaluate(run)
+    _print_scores(run.directory)
+
+
+@app.command()
+def evaluate(run: RunArgument) -> None:
+    """Report on the test set: both modalities, each alone, every category."""
+    from diptych.evaluate import evaluate
+    from diptych.run import load_run
+
+    typer.echo(evaluate(load_run(run)))
+    _print_scores(run)
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    image: Annotated[Optional[Path], typer.Option(help="A picture file.")] = None,  # noqa: UP045
+    text: Annotated[str, typer.Option(help="A few words.")] = "",
+    plot: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Draw the item beside its probabilities into this PNG."),
+    ] = None,
+) -> None:
+    """Classify one item in process."""
+    from diptych.plots import open_picture, plot_prediction
+    from diptych.predict import predict
+    from diptych.run import load_run
+
+    if image and not image.is_file():
+        raise UserError(f"--image {image}: no such file")
+    data = image.read_bytes() if image else b""
+    loaded = load_run(run)
+    probabilities = predict(loaded, data, text)
+    for label, probability in probabilities.items():
+        typer.echo(f"{label:<20} {probability:7.2%}")
+    if plot:
+        picture = open_picture(data, loaded.preprocessor.spec)
+        plot_prediction(picture, text, probabilities, plot)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    to: Annotated[Path, typer.Option(help="The repository to make, or to add a version to.")] = Path(
+        "build/model_repository"
+    ),
+) -> None:
+    """Export a run as TorchScript into a deployable Triton repository, behind a parity check."""
+    from diptych.export.repository import export
+    from diptych.run import load_run
+
+    version, parity = export(load_run(run), to)
+    for result in parity:
+        typer.echo(
+            f"parity  {result.form:<15} {result.num_rows} rows  "
+            f"largest difference {result.max_difference:.1e}  same label {result.label_agreement:.1%}"
+        )
+    typer.echo(f"{to}: version {version}. Serve it: diptych serve {to}")
+
+
+@app.command()
+def serve(
+    repository: Annotated[Path, typer.Argument(metavar="REPO", help="What `diptych export` made.")],
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="0: any free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="0: any free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="0: any free one.")] = 8002,
+    tritonserver: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A tritonserver to use instead of the container's or the one from PyPI."),
+    ] = None,
+) -> None:
+    """Serve a repository with a real tritonserver until interrupted."""
+    from diptych.serving import serve
+
+    status = serve(
+        repository,
+        host=host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        tritonserver=tritonserver,
+    )
+    raise typer.Exit(status)
+
+
+@app.command()
+def demo(
+    run: RunArgument,
+    repository: Annotated[Path, typer.Argument(metavar="REPO", help="What `diptych export` made of it.")],
+    plot: Annotated[Path, typer.Option(help="Where to draw one item beside its probabilities.")] = Path(
+        "prediction.png"
+    ),
+) -> None:
+    """Serve a repository and classify held-out items over gRPC and HTTP."""
+    from diptych.demo import demonstrate
+    from diptych.run import load_run
+
+    demonstrate(load_run(run), repository, plot)
+
+
+@data_app.command()
+def openclipart(
+    out: Annotated[Path, typer.Option(help="Where the catalogues and their pictures go.")] = Path(
+        "data/openclipart"
+    ),
+    source: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--from", metavar="DIR", help="Debian's packages, unpacked already; default: download them."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides the split.")] = 0,
+) -> None:
+    """Eight thousand public-domain drawings with titles, as catalogues of eleven and of four categories."""
+    from diptych.data.openclipart import prepare_openclipart
+
+    prepare_openclipart(out, source=source, seed=seed)
+
+
+def _print_scores(run: Path) -> None:
+    import json
+
+    from diptych.run import METRICS_FILE
+
+    metrics = json.loads((run / METRICS_FILE).read_text("utf-8"))
+    split = "test" if "test" in metrics else "val"
+    typer.echo(f"{split:<12}{'accuracy':>10}{'macro-F1':>10}{'ECE':>8}{'items':>7}")
+    for condition, scores in metrics[split].items():
+        typer.echo(
+            f"{condition:<12}{scores['accuracy']:>10.3f}{scores['macro_f1']:>10.3f}"
+            f"{scores['ece']:>8.3f}{scores['num_items']:>7}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Finds which items are variations of one another, so that no model is tested on what it has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array  # type: ignore[import-untyped]
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+
+# Of the 256 bits of a 16 x 16 phash. On openclipart's trimmed drawings unrelated pairs differ in about 120;
+# of 100 random pairs from 56 to 77, looked at one by one, all showed the same thing, recoloured or redrawn.
+MAX_DISTANCE_BITS = 76
+
+
+def group_near_duplicates(hashes: NDArray[np.bool_], texts: Sequence[str]) -> NDArray[np.int64]:
+    """Number the groups of items that look alike or are described in the same words, directly or in a chain.
+
+    hashes   (N, B) bool, perceptual hashes
+    texts    N texts; an empty one is like no other
+    returns  (N,) int64
+    """
+    signs = np.where(hashes, 1.0, -1.0)
+    distance_bits = (hashes.shape[1] - signs @ signs.T) / 2
+    words, word_ids = np.unique([text.casefold() for text in texts], return_inverse=True)
+    same_text = (word_ids[:, None] == word_ids[None, :]) & (words != "")[word_ids][:, None]
+    is_alike = (distance_bits <= MAX_DISTANCE_BITS) | same_text
+    groups: NDArray[np.int64]
+    _, groups = connected_components(csr_array(is_alike), directed=False)
+    return groups

@@ -1,0 +1,77 @@
+"""Items of a catalogue as tensors, through the same preprocessing that the server runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from diptych.data.catalogue import Item
+from diptych.errors import UserError
+from diptych.models.classifier import Embeddings, Inputs
+from diptych.preprocessing import InvalidInput, Preprocessor, Row
+
+
+class ItemDataset(Dataset[tuple[Inputs, int]]):
+    """Reads and preprocesses an item when it is asked for."""
+
+    def __init__(self, items: Sequence[Item], labels: Sequence[str], preprocessor: Preprocessor):
+        self._items = items
+        self._label_index = {label: index for index, label in enumerate(labels)}
+        self._preprocessor = preprocessor
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> tuple[Inputs, int]:
+        item = self._items[index]
+        image = item.image_path.read_bytes() if item.image_path else b""
+        (row,) = self._preprocessor.rows([(image, item.text.encode())])
+        if isinstance(row, InvalidInput):
+            raise UserError(f"line {item.line}: {row}")
+        return to_inputs([row]), self._label_index[item.category]
+
+
+class EmbeddedItems(Dataset[tuple[Embeddings, Tensor]]):
+    """Embeddings that are in memory, indexed by a whole batch at once."""
+
+    def __init__(self, embeddings: Embeddings, truth: Tensor):
+        self._embeddings = embeddings
+        self._truth = truth
+
+    def __len__(self) -> int:
+        return len(self._truth)
+
+    def __getitem__(self, index: list[int]) -> tuple[Embeddings, Tensor]:
+        return self._embeddings.rows(torch.tensor(index)), self._truth[index]
+
+
+def to_inputs(rows: Sequence[Row]) -> Inputs:
+    """Stack rows to a batch."""
+    return Inputs(
+        pixel_values=torch.stack([torch.from_numpy(row.pixel_values) for row in rows]),
+        image_present=torch.tensor([row.image_present for row in rows]),
+        input_ids=torch.stack([torch.from_numpy(row.input_ids) for row in rows]),
+        attention_mask=torch.stack([torch.from_numpy(row.attention_mask) for row in rows]),
+    )
+
+
+def load_batches(
+    dataset: ItemDataset, batch_size: int, num_workers: int, generator: torch.Generator | None = None
+) -> DataLoader[tuple[Inputs, Tensor]]:
+    """Batches in order, or shuffled by `generator`."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        shuffle=generator is not None,
+        generator=generator,
+        num_workers=num_workers,
+        collate_fn=_collate,
+    )
+
+
+def _collate(samples: list[tuple[Inputs, int]]) -> tuple[Inputs, Tensor]:
+    inputs = Inputs(*(torch.cat(tensors) for tensors in zip(*(inputs for inputs, _ in samples), strict=True)))
+    return inputs, torch.tensor([label for _, label in samples])

@@ -1,0 +1,1 @@
+"""From a run to a deployable Triton repository: TorchScript, parity gate, version directories, manifest."""

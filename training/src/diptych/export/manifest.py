@@ -1,0 +1,57 @@
+"""What a version of the repository is made of, kept beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diptych.export.parity import Parity
+from diptych.export.torchscript import Parts
+from diptych.run import METRICS_FILE, WEIGHTS_FILE, Run
+
+MANIFEST_FILE = "manifest.json"
+
+
+def build_manifest(
+    run: Run, version: int, repository: Path, files: Sequence[Path], parts: Parts, parity: Sequence[Parity]
+) -> dict[str, Any]:
+    """Run, git commit, checksums, signatures and parity figures of one version."""
+    metrics = json.loads((run.directory / METRICS_FILE).read_text("utf-8"))
+    return {
+        "version": version,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "torch": torch.__version__,
+        "run": {
+            "name": run.directory.name,
+            "weights_sha256": sha256(run.directory / WEIGHTS_FILE),
+            "test": metrics.get("test"),
+        },
+        "labels": run.labels,
+        "preprocessing": dataclasses.asdict(run.preprocessor.spec),
+        "signatures": {name: str(part.forward.schema) for name, part in parts.items()},
+        "parity": [dataclasses.asdict(result) for result in parity],
+        "sha256": {str(path.relative_to(repository)): sha256(path) for path in sorted(files)},
+    }
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def git_commit() -> str | None:
+    """The commit of the code that exports, '-dirty' where it was changed; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,99 @@
+"""The whole model: image encoder, text encoder and fusion head, trained together, exported apart."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diptych.models.fusion import FusionHead
+from diptych.models.image_encoder import ImageEncoder
+from diptych.models.text_encoder import TextEncoder
+
+
+class Inputs(NamedTuple):
+    """A batch as preprocessing leaves it.
+
+    pixel_values (B, 3, H, W) uint8; image_present (B,) bool; input_ids, attention_mask (B, L) int64
+    """
+
+    pixel_values: Tensor
+    image_present: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+
+    @property
+    def text_present(self) -> Tensor:
+        """(B,) bool"""
+        return self.attention_mask.any(dim=1)
+
+    def keep(self, *, image: Tensor, text: Tensor) -> Inputs:
+        """The same items, a modality taken away where its argument, (B,) bool, is false."""
+        return self._replace(
+            image_present=self.image_present & image, attention_mask=self.attention_mask * text[:, None]
+        )
+
+
+class Embeddings(NamedTuple):
+    """A batch behind the backbones and before the projections.
+
+    image (B, D_image) float32, text (B, D_text) float32; *_present (B,) bool; absent rows hold anything
+    """
+
+    image: Tensor
+    image_present: Tensor
+    text: Tensor
+    text_present: Tensor
+
+    def keep(self, *, image: Tensor | bool, text: Tensor | bool) -> Embeddings:
+        """The same items, a modality taken away where its argument, (B,) bool or one for all, is false."""
+        return self._replace(
+            image_present=self.image_present & image, text_present=self.text_present & text
+        )
+
+    def rows(self, index: Tensor | slice) -> Embeddings:
+        """Some of the items."""
+        return Embeddings(*(tensor[index] for tensor in self))
+
+
+class Classifier(nn.Module):
+    """Logits from inputs, or from embeddings that were computed before."""
+
+    def __init__(self, image_encoder: ImageEncoder, text_encoder: TextEncoder, fusion_head: FusionHead):
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.fusion_head = fusion_head
+
+    def forward(self, batch: Inputs) -> Tensor:
+        """End to end: a batch to (B, C) float32 logits."""
+        image_features = self.image_encoder(batch.pixel_values, batch.image_present)
+        text_features = self.text_encoder(batch.input_ids, batch.attention_mask, image_features)
+        return self.fusion_head.logits(image_features, text_features)
+
+    def embed(self, batch: Inputs) -> Embeddings:
+        """The backbones alone, on the rows that are present."""
+        text_present = batch.text_present
+        image, text = self.image_encoder, self.text_encoder
+        return Embeddings(
+            image=_where_present(batch.image_present, image, batch.pixel_values),
+            image_present=batch.image_present,
+            text=_where_present(text_present, text, batch.input_ids, batch.attention_mask),
+            text_present=text_present,
+        )
+
+    def classify_embeddings(self, batch: Embeddings) -> Tensor:
+        """The rest of `forward`: embeddings to (B, C) float32 logits."""
+        image, text = batch.image[batch.image_present], batch.text[batch.text_present]
+        return self.fusion_head.logits(
+            self.image_encoder.projection(image, batch.image_present),
+            self.text_encoder.projection(text, batch.text_present),
+        )
+
+
+def _where_present(present: Tensor, encoder: ImageEncoder | TextEncoder, *inputs: Tensor) -> Tensor:
+    embeddings = torch.zeros(len(present), encoder.projection.embedding_dim, device=present.device)
+    if present.any():
+        embeddings[present] = encoder.embed(*(tensor[present] for tensor in inputs))
+    return embeddings

@@ -1,0 +1,81 @@
+"""The fusion head: two feature vectors to calibrated probabilities, one sample at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych.models.projection import FEATURE_DIM
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """kind  'concat': an MLP over both vectors; 'attention': each modality attends to both, within a sample"""
+
+    kind: Literal["concat", "attention"] = "concat"
+    hidden_dim: Annotated[int, msgspec.Meta(ge=1)] = 512
+    num_heads: Annotated[int, msgspec.Meta(ge=1)] = 8
+    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.3
+
+
+class ConcatFusion(nn.Module):
+    """The article's fusion: both vectors side by side through an MLP."""
+
+    def __init__(self, config: FusionConfig):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2 * FEATURE_DIM, config.hidden_dim), nn.ReLU(), nn.Dropout(config.dropout)
+        )
+
+    def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """(B, 512), (B, 512) float32 -> (B, hidden_dim) float32"""
+        return self.layers(torch.cat([image_features, text_features], dim=1))
+
+
+class AttentionFusion(nn.Module):
+    """Cross-modal attention over the two vectors of one sample: a sequence of two, never the batch axis."""
+
+    def __init__(self, config: FusionConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.modality = nn.Parameter(torch.randn(2, FEATURE_DIM) * 0.02)
+        self.query_key_value = nn.Linear(FEATURE_DIM, 3 * FEATURE_DIM)
+        self.output = nn.Linear(FEATURE_DIM, FEATURE_DIM)
+        self.norm = nn.LayerNorm(FEATURE_DIM)
+        self.mlp = ConcatFusion(config)
+
+    def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """(B, 512), (B, 512) float32 -> (B, hidden_dim) float32"""
+        sequence = torch.stack([image_features, text_features], dim=1) + self.modality  # (B, 2, 512)
+        batch, length, dim = sequence.shape
+        split = self.query_key_value(sequence).reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, 2, 512 / heads) each
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(sequence.shape)
+        sequence = self.norm(sequence + self.output(attended))
+        return self.mlp(sequence[:, 0], sequence[:, 1])
+
+
+FUSIONS = {"concat": ConcatFusion, "attention": AttentionFusion}
+
+
+class FusionHead(nn.Module):
+    """Fusion, a linear classifier and the temperature that calibrates it."""
+
+    def __init__(self, config: FusionConfig, num_labels: int):
+        super().__init__()
+        self.fusion = FUSIONS[config.kind](config)
+        self.classifier = nn.Linear(config.hidden_dim, num_labels)
+        self.register_buffer("temperature", torch.ones(()))
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """(B, 512), (B, 512) float32 -> (B, C) float32, not calibrated"""
+        return self.classifier(self.fusion(image_features, text_features))
+
+    def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """(B, 512), (B, 512) float32 -> (B, C) float32 probabilities, calibrated, rows sum to 1"""
+        return torch.softmax(self.logits(image_features, text_features) / self.temperature, dim=1)

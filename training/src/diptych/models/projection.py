@@ -1,0 +1,37 @@
+"""From a backbone's embedding to the features that both encoders share, absence included."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+FEATURE_DIM = 512
+
+
+class Projection(nn.Module):
+    """Projects the rows that have a modality; gives every other row one learned vector."""
+
+    def __init__(self, embedding_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.embedding_dim = embedding_dim
+        self.layers = nn.Sequential(
+            nn.LayerNorm(embedding_dim),
+            nn.Dropout(dropout),
+            nn.Linear(embedding_dim, FEATURE_DIM),
+            nn.GELU(),
+            nn.LayerNorm(FEATURE_DIM),
+        )
+        self.absent = nn.Parameter(torch.randn(FEATURE_DIM) * 0.02)
+
+    def forward(self, embeddings: Tensor, present: Tensor) -> Tensor:
+        """Scatter P projected rows among the B rows of the batch.
+
+        embeddings  (P, D) float32, the rows where `present`, in order
+        present     (B,) bool
+        returns     (B, 512) float32
+        """
+        features = self.absent.to(embeddings.dtype).expand(present.size(0), -1)
+        rows = present.nonzero().squeeze(1)
+        if rows.numel() == 0:
+            return features
+        return features.index_copy(0, rows, self.layers(embeddings))

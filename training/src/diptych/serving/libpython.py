@@ -1,0 +1,49 @@
+"""Finds the shared library of the running Python, which the wheel's stub embeds.
+
+Debian's and Ubuntu's python3 does without it: there it is a package of its own, downloaded when missing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+from diptych.data.debian import PackagesUnavailable, download_packages, unpacked
+from diptych.errors import UserError
+
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+FILE = f"libpython{VERSION}.so.1.0"
+PACKAGE = f"libpython{VERSION}"
+
+
+def find_libpython() -> Path:
+    """The interpreter's own library, else the system's, else one out of Debian's package."""
+    cached = _cache() / FILE
+    candidates = [
+        Path(sys.base_prefix) / "lib" / FILE,
+        Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib") / FILE,
+        Path("/usr/lib", sysconfig.get_config_var("MULTIARCH") or "", FILE),
+        cached,
+    ]
+    found = next((path for path in candidates if path.is_file()), None)
+    return found or _download(cached)
+
+
+def _download(target: Path) -> Path:
+    try:
+        debs = download_packages([PACKAGE], target.parent)
+        with unpacked(debs) as root:
+            library = next(path for path in root.rglob(FILE) if not path.is_symlink())
+            library.replace(target)
+    except (PackagesUnavailable, StopIteration, OSError) as error:
+        raise UserError(
+            f"tritonserver's Python backend needs {FILE}, which this Python does not have and apt-get could "
+            f"not download ({error}). Install it: apt-get install {PACKAGE}"
+        ) from None
+    return target
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"

@@ -1,0 +1,176 @@
+"""One tritonserver over one repository, as a child process that leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from diptych.errors import UserError
+from diptych.serving import launch, leftovers
+from diptych.serving.installation import find_installation
+from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, Ports
+from diptych.serving.probe import ENSEMBLE, is_answering
+from diptych.serving.triton_log import explain_failure
+from diptych.serving.workspace import Workspace
+
+LOCALHOST = "127.0.0.1"
+READY_TIMEOUT_S = 300.0
+POLL_S = 0.1
+# How long requests in flight may take once the server is told to stop, and how long it may need on top.
+EXIT_TIMEOUT_S = 30
+UNLOAD_TIMEOUT_S = 15
+# Python models must be up within this. Triton's 30 s are short where several import torch on two slow cores.
+STUB_TIMEOUT_S = 180
+
+
+class Server:
+    """A context manager: inside the `with`, tritonserver runs; after it, all is gone.
+
+    Start it from a thread that outlives it: when that thread ends, the kernel ends the server too.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        host: str = LOCALHOST,
+        http_port: int = HTTP_PORT,
+        grpc_port: int = GRPC_PORT,
+        metrics_port: int = METRICS_PORT,
+        tritonserver: Path | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self.repository = repository
+        self.host = host
+        self.ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
+        self._tritonserver = tritonserver
+        self._prefix = leftovers.new_prefix()
+        self._log = log
+        self._is_ready = False
+
+    @property
+    def contact(self) -> str:
+        """The address to call from this machine; listening on all of them includes the local one."""
+        return LOCALHOST if self.host == "0.0.0.0" else self.host
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{self.contact}:{self.ports.http}"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"grpc://{self.contact}:{self.ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self.contact}:{self.ports.metrics}/metrics"
+
+    def __enter__(self) -> Server:
+        try:
+            self._start()
+        except BaseException:
+            leftovers.sweep(self._prefix)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        _require_repository(self.repository)
+        installation = find_installation(self._tritonserver)
+        leftovers.sweep_dead()
+        self.ports = self.ports.settle(self.host)
+        workspace = Workspace(self._prefix, installation, self.repository)
+        self.log = self._log or workspace.log
+        command = [str(installation.binary.absolute()), *self._options(workspace)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", launch.__file__, str(os.getpid()), *command],
+                env=workspace.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C in a terminal reaches this process alone, which then stops the server in good order.
+                start_new_session=True,
+            )
+
+    def _options(self, workspace: Workspace) -> list[str]:
+        return [
+            f"--model-repository={workspace.repository}",
+            f"--backend-directory={workspace.backends}",
+            # Loads the ensemble and with it the parts that it names; releases come through the control API.
+            "--model-control-mode=explicit",
+            f"--load-model={ENSEMBLE}",
+            # Our configs are complete; completing them would start each Python model twice.
+            "--disable-auto-complete-config",
+            "--strict-readiness=true",
+            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+            f"--http-address={self.host}",
+            f"--http-port={self.ports.http}",
+            f"--grpc-address={self.host}",
+            f"--grpc-port={self.ports.grpc}",
+            f"--metrics-address={self.host}",
+            f"--metrics-port={self.ports.metrics}",
+            "--metrics-config=summary_latencies=true",
+            f"--backend-config=python,{leftovers.REGION_OPTION}={self._prefix}",
+            f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
+        ]
+
+    def wait_until_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Return once the ensemble has answered a request. Raises UserError where it cannot."""
+        deadline = time.monotonic() + timeout_s
+        while not self._is_answering():
+            if self.process.poll() is not None:
+                raise UserError(f"tritonserver could not start: {self.explain_failure()}")
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"tritonserver is not ready after {timeout_s:.0f} s: {self.explain_failure()}"
+                )
+            time.sleep(POLL_S)
+        self._is_ready = True
+
+    def _is_answering(self) -> bool:
+        try:
+            return is_answering(self.contact, self.ports.http)
+        except UserError as error:
+            raise UserError(f"{error}\n{self.explain_failure()}") from None
+
+    def explain_failure(self) -> str:
+        """Why the server ended, from its log."""
+        return explain_failure(self.log.read_text("utf-8", "replace"))
+
+    def stop(self) -> int:
+        """End the server, its stubs, its shared memory. Returns its exit status, negative for a signal."""
+        try:
+            # While it loads models it would put SIGTERM off, and nobody is being served.
+            self.process.send_signal(signal.SIGTERM if self._is_ready else signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(EXIT_TIMEOUT_S + UNLOAD_TIMEOUT_S)
+        finally:
+            self.process.kill()
+            status = self.process.wait()
+            leftovers.sweep(self._prefix)
+        return status
+
+
+def _require_repository(repository: Path) -> None:
+    config = repository / ENSEMBLE / "config.pbtxt"
+    if not config.is_file():
+        raise UserError(
+            f"{repository}: not a model repository, {config} is missing. "
+            f"Make one from a trained run: diptych export RUN --to {repository}"
+        )
+    if not any(path.name.isdigit() for path in config.parent.iterdir()):
+        raise UserError(
+            f"{repository}: holds configs but no version of a model. model_repository/ in git is source; "
+            "serve what `diptych export RUN --to DIRECTORY` makes from it."
+        )

@@ -1,0 +1,46 @@
+"""Reads tritonserver's log for a person: which model failed and why, which lines deserve to be seen."""
+
+from __future__ import annotations
+
+import re
+
+# E1123 18:08:55.3 7191 model_lifecycle.cc:642] "failed to load 'NAME' version 1: Internal: CAUSE\n\nAt:..."
+FAILED_MODEL = re.compile(r"\"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<cause>.*)\"$")
+ERROR_LINE = re.compile(r"^[EF]\d{4} .*?\] \"?(?P<cause>.*?)\"?$|^error: (?P<last>.*)$")
+TRITON_LINE = re.compile(r"^(?P<level>[IWEF])\d{4} \d\d:\d\d:\d\d\.")
+TABLE_LINE = re.compile(r"^[+|]")
+# Every server without a GPU says these, and works.
+HARMLESS = ("CudaDriverHelper", "unable to create stream", "NVML", "DCGM", "pinned system memory")
+MAX_LINES = 5
+
+
+def explain_failure(log: str) -> str:
+    """The models that failed to load, each with its cause; else the first error; else the last lines."""
+    lines = log.splitlines()
+    failures = [match for line in lines if (match := FAILED_MODEL.search(line))]
+    if failures:
+        return "\n".join(
+            f"model {match['model']}, version {match['version']}: {_first_words(match['cause'])}"
+            for match in failures
+        )
+    for line in lines:
+        if not _is_harmless(line) and (match := ERROR_LINE.match(line)):
+            return _first_words(match["cause"] or match["last"])
+    return "\n".join(lines[-MAX_LINES:]) or "it wrote nothing to its log"
+
+
+def deserves_showing(line: str) -> bool:
+    """Warnings, errors and whatever the models print; not Triton's notices and tables."""
+    match = TRITON_LINE.match(line)
+    if match and match["level"] == "I":
+        return False
+    return bool(line.strip()) and not TABLE_LINE.match(line) and not _is_harmless(line)
+
+
+def _is_harmless(line: str) -> bool:
+    return any(words in line for words in HARMLESS)
+
+
+def _first_words(cause: str) -> str:
+    r"""What comes before the traceback; the log writes line breaks as \n."""
+    return cause.partition(r"\n\nAt:")[0].replace(r"\n", "\n").strip()

@@ -1,0 +1,76 @@
+"""The temporary directory that one tritonserver runs from: its backends, its libraries, its log."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from diptych.serving.installation import Installation
+from diptych.serving.libpython import find_libpython
+
+OUR_BACKENDS = Path(__file__).parent / "backends"
+
+
+class Workspace:
+    """Made before the server starts; removed by `leftovers.sweep`, with all else that carries the prefix."""
+
+    def __init__(self, prefix: str, installation: Installation, repository: Path) -> None:
+        self.root = Path(tempfile.gettempdir(), f"{prefix}workspace")
+        self.root.mkdir(mode=0o700)
+        self.log = self.root / "tritonserver.log"
+        self.backends = self._assemble_backends(installation)
+        self.repository = self._shell_safe(repository.resolve())
+        self.environment = self._environment(installation)
+
+    def _assemble_backends(self, installation: Installation) -> Path:
+        """The installation's backends; the stub of the running Python; our `pytorch` where none is native."""
+        if installation.has_native_pytorch and not installation.is_wheel:
+            return installation.backends
+        backends = self.root / "backends"
+        backends.mkdir()
+        for backend in installation.backends.iterdir():
+            if backend.name != "python":
+                (backends / backend.name).symlink_to(backend)
+        # A copy: Triton refuses a Python backend whose library leads out of the directory.
+        shutil.copytree(installation.backends / "python", backends / "python")
+        if installation.is_wheel:
+            shutil.copy2(installation.stub, backends / "python")
+        if not installation.has_native_pytorch:
+            (backends / "pytorch").unlink(missing_ok=True)
+            (backends / "pytorch").symlink_to(OUR_BACKENDS / "pytorch")
+        return backends
+
+    def _shell_safe(self, repository: Path) -> Path:
+        """Triton starts stubs through an unquoted shell command: a space in the path would break it."""
+        if shlex.quote(str(repository)) == str(repository):
+            return repository
+        link = self.root / "model_repository"
+        link.symlink_to(repository)
+        return link
+
+    def _environment(self, installation: Installation) -> dict[str, str]:
+        """What the wheel's parts need: their libraries, libpython, and this very Python with its packages.
+
+        The embedded interpreter ignores PYTHONPATH and PYTHONHOME. It looks for `python3` in PATH and takes
+        the virtual environment that it finds there.
+        """
+        environment = dict(os.environ)
+        if installation.libraries is None:
+            return environment
+        libraries = self.root / "lib"
+        libraries.mkdir()
+        libpython = find_libpython()
+        (libraries / libpython.name).symlink_to(libpython)
+        environment["LD_LIBRARY_PATH"] = _prepend(
+            [libraries, installation.libraries], environment.get("LD_LIBRARY_PATH")
+        )
+        environment["PATH"] = _prepend([Path(sys.executable).parent], environment.get("PATH"))
+        return environment
+
+
+def _prepend(directories: list[Path], paths: str | None) -> str:
+    return os.pathsep.join([*map(str, directories), *([paths] if paths else [])])
