@@ -50,6 +50,7 @@ check: $(SETUP) ## ruff, mypy, unit and contract tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy --strict -p diptych_client
 	@$(BIN)/python -m pytest tests/unit tests/contract
 
 format: $(SETUP) ## let ruff rewrite what it can

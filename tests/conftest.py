@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import BertConfig, PreTrainedTokenizerFast
+
 from diptych.config import load_config
 from diptych.evaluate import evaluate
 from diptych.export.repository import export
 from diptych.run import Run
 from diptych.train import train
-from PIL import Image, ImageDraw
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import BertConfig, PreTrainedTokenizerFast
 
 COLOURS = {"cold": (40, 80, 220), "green": (30, 170, 60), "warm": (220, 60, 30)}
 WORDS = {"cold": "ice snow winter lake", "green": "leaf grass garden tree", "warm": "fire sun summer lamp"}

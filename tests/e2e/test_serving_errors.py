@@ -54,6 +54,17 @@ def test_models_that_do_not_load_are_named_with_their_cause_alone(repository, tm
     )
 
 
+def test_a_model_whose_process_cannot_start_is_an_error_and_not_a_wait_for_ever(repository, tmp_path):
+    broken = tmp_path / "model_repository"
+    shutil.copytree(repository, broken)
+    (broken / "preprocess/1/model.py").unlink()
+    with (
+        pytest.raises(UserError, match=r"could not start a model's process: Python model file not found"),
+        Server(broken, **FREE) as server,
+    ):
+        server.wait_until_ready()
+
+
 def test_the_cause_of_an_unreadable_config_is_the_first_error_and_not_what_follows_from_it():
     log = (
         'E1123 18:18:29.942368 1 server.cc:241] "CudaDriverHelper has not been initialized."\n'

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from diptych.config import load_config, save_config
 from diptych.errors import UserError
 
@@ -34,7 +35,9 @@ def test_every_shipped_config_loads(path: Path) -> None:
 
 
 def test_values_set_on_the_command_line_win(minimal: Path) -> None:
-    config = load_config(minimal, ["train.epochs=20", "fusion.kind=attention", "data.test_csv=/data/test.csv"])
+    config = load_config(
+        minimal, ["train.epochs=20", "fusion.kind=attention", "data.test_csv=/data/test.csv"]
+    )
     assert config.train.epochs == 20
     assert config.fusion.kind == "attention"
     assert config.data.test_csv == Path("/data/test.csv")
@@ -47,7 +50,9 @@ def test_the_resolved_config_reads_back_equal(minimal: Path, tmp_path: Path) -> 
 
 
 def test_an_unknown_key_names_the_nearest_known_one(minimal: Path) -> None:
-    with pytest.raises(UserError, match=r"minimal.toml \[image\]: unknown key 'sizepx'. Did you mean 'size_px'?"):
+    with pytest.raises(
+        UserError, match=r"minimal.toml \[image\]: unknown key 'sizepx'. Did you mean 'size_px'?"
+    ):
         load_config(minimal, ["image.sizepx=224"])
 
 

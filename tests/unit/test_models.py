@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_text_backbone
+
 from diptych.errors import UserError
 from diptych.models.backbones import build_image_encoder, build_text_encoder
 from diptych.models.classifier import Classifier, Inputs
 from diptych.models.fusion import FUSIONS, FusionConfig, FusionHead
 from diptych.models.image_encoder import ImageConfig
 from diptych.models.text_encoder import TextConfig
-from diptych.train import drop_modalities
 from diptych.optimization import TrainConfig
+from diptych.train import drop_modalities
 
 NUM_ROWS, NUM_LABELS = 6, 4
 
@@ -107,7 +108,10 @@ def test_modality_dropout_never_leaves_an_item_with_nothing(batch: Inputs) -> No
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (ImageConfig(backbone="resnet50"), "image.backbone 'resnet50': expected 'timm:NAME' or 'torchvision:NAME'"),
+        (
+            ImageConfig(backbone="resnet50"),
+            "image.backbone 'resnet50': expected 'timm:NAME' or 'torchvision:NAME'",
+        ),
         (ImageConfig(backbone="timm:resnot50", weights="random"), "Unknown model"),
         (ImageConfig(backbone="timm:test_efficientnet", weights="absent.pth"), "'absent.pth': no such file"),
         (
@@ -122,5 +126,5 @@ def test_an_image_encoder_that_cannot_be_built_says_why(config: ImageConfig, mes
 
 
 def test_a_text_encoder_that_is_not_there_says_where_to_put_a_copy(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="text.backbone=/path/to/directory"):
+    with pytest.raises(UserError, match=r"text\.backbone=/path/to/directory"):
         build_text_encoder(TextConfig(backbone=str(tmp_path / "absent")))

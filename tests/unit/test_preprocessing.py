@@ -9,16 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diptych.preprocessing import InvalidInput, PreprocessingSpec, Preprocessor, Row
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from diptych.preprocessing import InvalidInput, PreprocessingSpec, Preprocessor, Row
 
 TEXT = b"a red apple"
 
 
 @pytest.fixture(scope="module")
 def preprocessor() -> Preprocessor:
-    words = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "apple"])}
+    words = {
+        word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "apple"])
+    }
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
@@ -46,7 +49,9 @@ def png_header(width: int, height: int) -> bytes:
     """The first bytes of a PNG that claims this size: all that a decompression bomb needs."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    )
 
 
 def test_a_wide_picture_is_fitted_whole_onto_a_white_square(preprocessor: Preprocessor) -> None:
@@ -79,7 +84,9 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(preprocessor: Preprocessor) 
 
 
 def test_cmyk_jpeg_is_converted(preprocessor: Preprocessor) -> None:
-    red, green, blue = colour_at_centre(preprocessor, encode(Image.new("CMYK", (64, 64), (0, 255, 255, 0)), "JPEG"))
+    red, green, blue = colour_at_centre(
+        preprocessor, encode(Image.new("CMYK", (64, 64), (0, 255, 255, 0)), "JPEG")
+    )
     assert red > 240
     assert green < 15
     assert blue < 15
@@ -110,7 +117,10 @@ def test_a_large_jpeg_decoded_at_reduced_scale_keeps_its_colours(preprocessor: P
     ("image", "message"),
     [
         (b"just words, not a picture", "image: found 25 bytes in no known format; accepted: a whole JPEG"),
-        (encode(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")[:900], "image: found a damaged file"),
+        (
+            encode(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")[:900],
+            "image: found a damaged file",
+        ),
         (png_header(20_000, 10_000), "image: found .*pixels; accepted: at most 64,000,000 pixels"),
         (png_header(9_000, 9_000), "found 9000 x 9000 pixels; accepted: at most 64,000,000 pixels"),
         (b"\0" * (20 * 2**20 + 1), "image: found 20,971,521 bytes; accepted: at most 20,971,520 bytes"),
@@ -118,7 +128,9 @@ def test_a_large_jpeg_decoded_at_reduced_scale_keeps_its_colours(preprocessor: P
     ],
     ids=["text", "truncated JPEG", "200 megapixels", "81 megapixels", "too many bytes", "TIFF"],
 )
-def test_a_picture_that_cannot_be_used_is_refused(preprocessor: Preprocessor, image: bytes, message: str) -> None:
+def test_a_picture_that_cannot_be_used_is_refused(
+    preprocessor: Preprocessor, image: bytes, message: str
+) -> None:
     with pytest.raises(InvalidInput, match=message):
         row(preprocessor, image, TEXT)
 

@@ -30,11 +30,15 @@ def main() -> None:
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, such as those in training/configs/.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A TOML file, such as those in training/configs/.")
+    ],
     out: Annotated[Path, typer.Option(help="The run directory to write.")],
     overrides: Annotated[
-        Optional[list[str]],  # noqa: UP045 - typer on Python 3.10
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; repeatable."),
+        Optional[list[str]],
+        typer.Option(
+            "--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; repeatable."
+        ),
     ] = None,
 ) -> None:
     """Train a classifier, then evaluate it where the config names a test set."""
@@ -61,10 +65,10 @@ def evaluate(run: RunArgument) -> None:
 @app.command()
 def predict(
     run: RunArgument,
-    image: Annotated[Optional[Path], typer.Option(help="A picture file.")] = None,  # noqa: UP045
+    image: Annotated[Optional[Path], typer.Option(help="A picture file.")] = None,
     text: Annotated[str, typer.Option(help="A few words.")] = "",
     plot: Annotated[
-        Optional[Path],  # noqa: UP045
+        Optional[Path],
         typer.Option(help="Draw the item beside its probabilities into this PNG."),
     ] = None,
 ) -> None:
@@ -113,7 +117,7 @@ def serve(
     grpc_port: Annotated[int, typer.Option(help="0: any free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="0: any free one.")] = 8002,
     tritonserver: Annotated[
-        Optional[Path],  # noqa: UP045
+        Optional[Path],
         typer.Option(help="A tritonserver to use instead of the container's or the one from PyPI."),
     ] = None,
 ) -> None:
@@ -152,8 +156,10 @@ def openclipart(
         "data/openclipart"
     ),
     source: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--from", metavar="DIR", help="Debian's packages, unpacked already; default: download them."),
+        Optional[Path],
+        typer.Option(
+            "--from", metavar="DIR", help="Debian's packages, unpacked already; default: download them."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides the split.")] = 0,
 ) -> None:

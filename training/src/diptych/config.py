@@ -36,8 +36,8 @@ class Config:
     data: DataConfig
     image: ImageConfig
     text: TextConfig
-    fusion: FusionConfig = FusionConfig()
-    train: TrainConfig = TrainConfig()
+    fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 

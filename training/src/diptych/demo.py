@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from diptych_client import Answer, Client
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from diptych.plots import open_picture, plot_prediction
 from diptych.progress import track
 from diptych.run import Run
 from diptych.serving import Server
+from diptych_client import Answer, Client
 
 NUM_ITEMS = 11
 # What the held-out items are asked as: name of the column -> (client's index, with image, with text)
@@ -35,7 +35,7 @@ def demonstrate(run: Run, repository: Path, plot: Path) -> None:
             clients = {"grpc": grpc, "http": http}
             rows = [
                 [ask(clients[wire], item, image, text) for wire, image, text in QUESTIONS.values()]
-                for item in track(items, "Classifying held-out items")
+                for item in track(items, "Classifying held-out items", len(items))
             ]
     Console().print(draw_table(items, rows))
     item, answer = items[0], rows[0][0]

@@ -44,7 +44,7 @@ def embed_items(
     model.eval()
     dataset = ItemDataset(items, sorted({item.category for item in items}), preprocessor)
     batches = load_batches(dataset, batch_size=32, num_workers=num_workers)
-    parts = [model.embed(inputs) for inputs, _ in track(batches, f"Embedding {title}")]
+    parts = [model.embed(inputs) for inputs, _ in track(batches, f"Embedding {title}", len(batches))]
     return Embeddings(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 

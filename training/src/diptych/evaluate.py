@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from diptych import metrics
 from diptych.data.catalogue import read_catalogue
@@ -56,10 +56,14 @@ def evaluate_conditions(
     return results
 
 
-@torch.inference_mode()
 def predict_probabilities(model: Classifier, embeddings: Embeddings) -> NDArray[np.float32]:
     """(N, C) float32, calibrated."""
-    model.eval()
-    logits = model.classify_embeddings(embeddings)
-    probabilities: NDArray[np.float32] = torch.softmax(logits / model.fusion_head.temperature, dim=1).numpy()
+    logits = classify(model, embeddings) / model.fusion_head.temperature
+    probabilities: NDArray[np.float32] = logits.softmax(1).numpy()
     return probabilities
+
+
+@torch.inference_mode()
+def classify(model: Classifier, embeddings: Embeddings) -> Tensor:
+    """(N, C) float32 logits, with dropout off, not calibrated."""
+    return model.eval().classify_embeddings(embeddings)

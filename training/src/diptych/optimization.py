@@ -6,11 +6,12 @@ import dataclasses
 from typing import Annotated
 
 import msgspec
-import torch
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_schedule_with_warmup
+
+from diptych.models.classifier import Classifier
 
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -31,23 +32,24 @@ class TrainConfig:
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.01
     warmup: Rate = 0.1
     label_smoothing: Rate = 0.0
+    max_grad_norm: Positive = 1.0
     drop_image: Rate = 0.15
     drop_text: Rate = 0.15
     num_workers: Annotated[int, msgspec.Meta(ge=0)] = 2
 
 
-def build_optimizer(
-    backbones: list[nn.Module], model: nn.Module, config: TrainConfig, num_steps: int
-) -> tuple[AdamW, LRScheduler]:
+def build_optimizer(model: Classifier, config: TrainConfig, num_steps: int) -> tuple[AdamW, LRScheduler]:
     """AdamW with one learning rate for backbones and one for the rest; linear warm-up, then cosine to zero.
 
     Biases, norms and the learned vectors of absent modalities (all of them 1-d) are not decayed.
     """
-    of_backbones = {id(parameter) for backbone in backbones for parameter in backbone.parameters()}
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            groups.setdefault((id(parameter) in of_backbones, parameter.ndim > 1), []).append(parameter)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        is_backbone = name.split(".")[1] == "backbone"
+        if is_backbone and config.freeze_backbones:
+            parameter.requires_grad_(False)
+        else:
+            groups.setdefault((is_backbone, parameter.ndim > 1), []).append(parameter)
     optimizer = AdamW(
         [
             {

@@ -74,7 +74,11 @@ def plot_confusion(matrix: NDArray[np.int64], labels: Sequence[str], path: Path)
 
 
 def plot_prediction(
-    image: Image.Image | None, text: str, probabilities: Mapping[str, float], path: Path, truth: str | None = None
+    image: Image.Image | None,
+    text: str,
+    probabilities: Mapping[str, float],
+    path: Path,
+    truth: str | None = None,
 ) -> None:
     """One item beside the probability of every category, the most likely on top."""
     figure = Figure(figsize=(10, 4.4), layout="constrained")

@@ -75,7 +75,9 @@ class Preprocessor:
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
         self._tokenizer.enable_truncation(max_length=spec.max_tokens)
         # Padding on the right: the text encoder cuts the columns that no row of its batch uses.
-        self._tokenizer.enable_padding(direction="right", length=spec.max_tokens, **_padding_of(tokenizer_json))
+        self._tokenizer.enable_padding(
+            direction="right", length=spec.max_tokens, **_padding_of(tokenizer_json)
+        )
 
     @classmethod
     def load(cls, directory: Path) -> Preprocessor:
@@ -85,7 +87,9 @@ class Preprocessor:
 
     def save(self, directory: Path) -> None:
         """Write the spec and the tokenizer into an existing directory."""
-        (directory / SPEC_FILE).write_text(json.dumps(dataclasses.asdict(self.spec), indent=2) + "\n", "utf-8")
+        (directory / SPEC_FILE).write_text(
+            json.dumps(dataclasses.asdict(self.spec), indent=2) + "\n", "utf-8"
+        )
         (directory / TOKENIZER_FILE).write_text(self.tokenizer_json, "utf-8")
 
     def rows(self, items: Sequence[tuple[bytes, bytes]]) -> list[Row | InvalidInput]:
@@ -95,9 +99,7 @@ class Preprocessor:
         input_ids, attention_mask = self.tokens(
             [text if isinstance(text, str) else "" for text in texts],
         )
-        return [
-            self._row(*parts) for parts in zip(pixels, texts, input_ids, attention_mask, strict=True)
-        ]
+        return [self._row(*parts) for parts in zip(pixels, texts, input_ids, attention_mask, strict=True)]
 
     def _row(
         self,

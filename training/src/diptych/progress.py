@@ -1,34 +1,84 @@
-"""Progress on anything that takes more than two seconds, on stderr, so that output stays clean."""
+"""Shows that something slow is under way, and stays silent about what is quick.
+
+On stderr, so that output stays clean: a bar on a terminal, one plain line in a log file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import TypeVar
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, as_completed
+from typing import Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+SLOW_S = 2.0
 
 T = TypeVar("T")
 
 console = Console(stderr=True)
 
 
-def track(items: Collection[T], title: str) -> Iterator[T]:
-    """Iterate with a bar."""
-    with progress_bar() as progress:
-        task = progress.add_task(title, total=len(items), status="")
-        for item in items:
-            yield item
-            progress.advance(task)
+class Advance(Protocol):
+    """Moves a bar on. `status` is a few words beside it, such as the loss."""
+
+    def __call__(self, amount: int, *, status: str = "") -> None: ...
 
 
-def progress_bar() -> Progress:
-    """A bar with a number beside it: `progress.update(task, status="loss 0.53")`."""
-    return Progress(
+@contextlib.contextmanager
+def progress_bar(what: str, total: int | None, *, is_bytes: bool = False) -> Iterator[Advance]:
+    """Yields `advance`. Nothing is shown before the second second."""
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
+        DownloadColumn() if is_bytes else MofNCompleteColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"),
-        console=console,
     )
+    progress = Progress(*columns, console=console, disable=not console.is_terminal)
+    task = progress.add_task(what, total=total, status="")
+    start_s, is_shown = time.monotonic(), False
+
+    def advance(amount: int, *, status: str = "") -> None:
+        nonlocal is_shown
+        progress.update(task, advance=amount, status=status)
+        if not is_shown and time.monotonic() - start_s > SLOW_S:
+            is_shown = True
+            progress.start()
+            if progress.disable:
+                console.print(f"{what} ...", markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        yield advance
+    finally:
+        if is_shown:
+            progress.stop()
+
+
+def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """Iterate with a bar."""
+    with progress_bar(what, total) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+def wait_for(futures: Sequence[Future[T]], what: str) -> list[T]:
+    """The results in order. An error, or the user's Ctrl-C, cancels what has not begun."""
+    try:
+        for future in track(as_completed(futures), what, len(futures)):
+            future.result()
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+    return [future.result() for future in futures]

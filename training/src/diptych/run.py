@@ -48,7 +48,9 @@ class Run:
 def load_run(directory: Path) -> Run:
     """Read what `Run.save` wrote. Needs no hub, no weight package and no pickle."""
     if not (directory / WEIGHTS_FILE).is_file():
-        raise UserError(f"{directory}: not a finished run ({WEIGHTS_FILE} is missing). Make one: diptych train")
+        raise UserError(
+            f"{directory}: not a finished run ({WEIGHTS_FILE} is missing). Make one: diptych train"
+        )
     config = load_config(directory / CONFIG_FILE)
     labels = (directory / LABELS_FILE).read_text("utf-8").splitlines()
     image = dataclasses.replace(config.image, weights="random")

@@ -13,11 +13,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rich.console import Console
-
-from diptych.data.progress import wait_for
 from diptych.errors import UserError
 from diptych.preprocessing import InvalidInput, PreprocessingSpec, decode_image
+from diptych.progress import console, wait_for
 
 COLUMNS = ("image_path", "description", "category")
 UNKNOWN_CATEGORY = "unknown category"
@@ -44,7 +42,7 @@ class BadRow:
 
 def warn(message: str) -> None:
     """Show a message on stderr."""
-    Console(stderr=True).print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def read_catalogue(

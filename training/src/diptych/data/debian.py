@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diptych.data.progress import progress_bar
+from diptych.progress import progress_bar
 
 POLL_S = 0.2
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array  # type: ignore[import-untyped]
-from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 # Of the 256 bits of a 16 x 16 phash. On openclipart's trimmed drawings unrelated pairs differ in about 120;
 # of 100 random pairs from 56 to 77, looked at one by one, all showed the same thing, recoloured or redrawn.

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,19 @@ from typing import Any
 import torch
 
 from diptych.export.parity import Parity
-from diptych.export.torchscript import Parts
 from diptych.run import METRICS_FILE, WEIGHTS_FILE, Run
 
 MANIFEST_FILE = "manifest.json"
 
 
 def build_manifest(
-    run: Run, version: int, repository: Path, files: Sequence[Path], parts: Parts, parity: Sequence[Parity]
+    run: Run,
+    version: int,
+    *,
+    repository: Path,
+    files: Sequence[Path],
+    parts: Mapping[str, torch.jit.ScriptModule],
+    parity: Sequence[Parity],
 ) -> dict[str, Any]:
     """Run, git commit, checksums, signatures and parity figures of one version."""
     metrics = json.loads((run.directory / METRICS_FILE).read_text("utf-8"))

@@ -30,9 +30,9 @@ class Parity:
 
 def sample_rows(items: Sequence[Item], preprocessor: Preprocessor) -> dict[str, list[Row]]:
     """Real rows in every shape that serving meets, by the name of the case."""
-    pairs = [
-        (item.image_path.read_bytes(), item.text) for item in items if item.image_path and item.text
-    ][: max(BATCH_SIZES)]
+    pairs = [(item.image_path.read_bytes(), item.text) for item in items if item.image_path and item.text][
+        : max(BATCH_SIZES)
+    ]
     if not pairs:
         raise UserError("export needs validation items with both a picture and a text for its parity check")
     long_text = f"{pairs[0][1]} " + "and so on " * preprocessor.spec.max_tokens
@@ -42,7 +42,9 @@ def sample_rows(items: Sequence[Item], preprocessor: Preprocessor) -> dict[str, 
         "full token length": [(image, long_text) for image, _ in pairs],
         "image only": [(image, "") for image, _ in pairs],
         "text only": [(b"", text) for _, text in pairs],
-        "mixed": [(image * (index % 3 != 1), text * (index % 3 != 2)) for index, (image, text) in enumerate(pairs)],
+        "mixed": [
+            (image * (index % 3 != 1), text * (index % 3 != 2)) for index, (image, text) in enumerate(pairs)
+        ],
     }
     return {
         name: [_valid(row) for row in preprocessor.rows([(image, text.encode()) for image, text in case])]
@@ -70,8 +72,8 @@ def require_parity(parity: Parity) -> None:
     """Stop the export on a mismatch."""
     if not parity.max_difference <= MAX_DIFFERENCE:  # a NaN fails too
         raise UserError(
-            f"parity: {parity.form} differs from the eager model by {parity.max_difference:.2e} in a probability; "
-            f"at most {MAX_DIFFERENCE:.0e} is accepted. Nothing was written."
+            f"parity: {parity.form} differs from the eager model by {parity.max_difference:.2e} "
+            f"in a probability; at most {MAX_DIFFERENCE:.0e} is accepted. Nothing was written."
         )
 
 

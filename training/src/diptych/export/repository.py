@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from diptych import preprocessing
-from diptych.data.catalogue import read_catalogue
+from diptych.data.catalogue import Item, read_catalogue
 from diptych.dataset import to_inputs
 from diptych.errors import UserError
 from diptych.export.manifest import MANIFEST_FILE, build_manifest
@@ -67,12 +67,14 @@ def _stage(run: Run, version: int, staged: Path) -> list[Parity]:
     parity.append(measure_parity("reloaded files", _reload(directories), eager, rows))
     require_parity(parity[1])
 
+    # Triton takes model.py from the version, so that each version keeps the shell that it was exported with.
+    (staged / PREPROCESS / "model.py").rename(directories[PREPROCESS] / "model.py")
     run.preprocessor.save(directories[PREPROCESS])
     shutil.copy2(preprocessing.__file__, directories[PREPROCESS])
     shutil.copy2(run.directory / LABELS_FILE, staged / FUSION_HEAD)
     _pin(staged, version)
     files = [path for path in staged.rglob("*") if path.is_file()]
-    manifest = build_manifest(run, version, staged, files, parts, parity)
+    manifest = build_manifest(run, version, repository=staged, files=files, parts=parts, parity=parity)
     (directories[ENSEMBLE] / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     return parity
 
@@ -107,7 +109,9 @@ def _next_version(repository: Path) -> int:
     if not repository.exists():
         return 1
     if not (repository / ENSEMBLE / CONFIG_FILE).is_file():
-        raise UserError(f"{repository}: exists and is not a Diptych repository; name a new directory with --to")
+        raise UserError(
+            f"{repository}: exists and is not a Diptych repository; name a new directory with --to"
+        )
     versions = [int(path.name) for path in repository.glob("*/*") if path.name.isdigit()]
     return max(versions, default=0) + 1
 
@@ -122,7 +126,7 @@ def _require_same_labels(run: Run, repository: Path) -> None:
         )
 
 
-def _validation_items(run: Run):  # type: ignore[no-untyped-def]
+def _validation_items(run: Run) -> list[Item]:
     data = run.config.data
     spec = run.preprocessor.spec
     return read_catalogue(data.val_csv, labels=run.labels, spec=spec, skip_bad_rows=data.skip_bad_rows)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from diptych.models.classifier import Classifier, Inputs
 
-Parts = dict[str, nn.Module]
+Parts = Mapping[str, nn.Module]
 
 IMAGE_ENCODER, TEXT_ENCODER, FUSION_HEAD = "image_encoder", "text_encoder", "fusion_head"
 
@@ -24,7 +25,7 @@ def eager_parts(model: Classifier) -> Parts:
     }
 
 
-def to_torchscript(model: Classifier, example: Inputs) -> Parts:
+def to_torchscript(model: Classifier, example: Inputs) -> dict[str, torch.jit.ScriptModule]:
     """Trace the backbones, script what is around them (its branches depend on the data), freeze the whole.
 
     example  a few rows with image and text; at least one text must be padded, so that the traced

@@ -111,7 +111,7 @@ def _in_order(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[s
     return dict(zip(like, state.values(), strict=True))
 
 
-def _remove_classifier(backbone: nn.Module, name: str) -> int:
+def _remove_classifier(backbone: Any, name: str) -> int:
     """Make the backbone return its pooled embedding. Returns its size."""
     if hasattr(backbone, "reset_classifier"):  # timm
         backbone.reset_classifier(0)

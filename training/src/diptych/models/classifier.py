@@ -48,9 +48,7 @@ class Embeddings(NamedTuple):
 
     def keep(self, *, image: Tensor | bool, text: Tensor | bool) -> Embeddings:
         """The same items, a modality taken away where its argument, (B,) bool or one for all, is false."""
-        return self._replace(
-            image_present=self.image_present & image, text_present=self.text_present & text
-        )
+        return self._replace(image_present=self.image_present & image, text_present=self.text_present & text)
 
     def rows(self, index: Tensor | slice) -> Embeddings:
         """Some of the items."""

@@ -15,7 +15,7 @@ from diptych.models.projection import FEATURE_DIM
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    """kind  'concat': an MLP over both vectors; 'attention': each modality attends to both, within a sample"""
+    """kind  'concat': an MLP over both vectors; 'attention': cross-modal attention within a sample"""
 
     kind: Literal["concat", "attention"] = "concat"
     hidden_dim: Annotated[int, msgspec.Meta(ge=1)] = 512
@@ -53,7 +53,9 @@ class AttentionFusion(nn.Module):
         """(B, 512), (B, 512) float32 -> (B, hidden_dim) float32"""
         sequence = torch.stack([image_features, text_features], dim=1) + self.modality  # (B, 2, 512)
         batch, length, dim = sequence.shape
-        split = self.query_key_value(sequence).reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
+        split = self.query_key_value(sequence).reshape(
+            batch, length, 3, self.num_heads, dim // self.num_heads
+        )
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, 2, 512 / heads) each
         attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(sequence.shape)
         sequence = self.norm(sequence + self.output(attended))
@@ -65,6 +67,8 @@ FUSIONS = {"concat": ConcatFusion, "attention": AttentionFusion}
 
 class FusionHead(nn.Module):
     """Fusion, a linear classifier and the temperature that calibrates it."""
+
+    temperature: Tensor
 
     def __init__(self, config: FusionConfig, num_labels: int):
         super().__init__()

@@ -28,6 +28,9 @@ class ImageConfig:
 class ImageEncoder(nn.Module):
     """Pixels to features; rows without an image get a learned vector and cost the backbone nothing."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, backbone: nn.Module, projection: Projection, mean: list[float], std: list[float]):
         super().__init__()
         self.backbone = backbone

@@ -6,8 +6,8 @@ import dataclasses
 from typing import Annotated, Literal
 
 import msgspec
-import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from diptych.models.projection import Projection
 
@@ -26,10 +26,27 @@ class TextConfig:
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
 
 
+class PooledBackbone(nn.Module):
+    """A Hugging Face encoder whose output is one vector a text."""
+
+    def __init__(self, encoder: PreTrainedModel, pooling: Literal["mean", "cls"]):
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = pooling
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(P, L) int64, (P, L) int64 -> (P, D) float32"""
+        # As four dimensions the encoder takes the mask as it is; one that it builds itself would be
+        # traced with the device of this machine inside.
+        mask = attention_mask[:, None, None, :].bool()
+        hidden = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        return hidden[:, 0] if self.pooling == "cls" else pool_tokens(hidden, attention_mask)
+
+
 class TextEncoder(nn.Module):
     """Tokens to features; rows without text get a learned vector and cost the backbone nothing."""
 
-    def __init__(self, backbone: nn.Module, projection: Projection):
+    def __init__(self, backbone: PooledBackbone, projection: Projection):
         super().__init__()
         self.backbone = backbone
         self.projection = projection
@@ -54,23 +71,6 @@ class TextEncoder(nn.Module):
             return self.projection(image_features.new_zeros((0, self.projection.embedding_dim)), present)
         embeddings = self.embed(input_ids.index_select(0, rows), attention_mask.index_select(0, rows))
         return self.projection(embeddings, present)
-
-
-class PooledBackbone(nn.Module):
-    """A Hugging Face encoder whose output is one vector a text."""
-
-    def __init__(self, encoder: nn.Module, pooling: Literal["mean", "cls"]):
-        super().__init__()
-        self.encoder = encoder
-        self.pooling = pooling
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(P, L) int64, (P, L) int64 -> (P, D) float32"""
-        # As four dimensions the encoder takes the mask as it is; one that it builds itself would be
-        # traced with the device of this machine inside.
-        mask = attention_mask[:, None, None, :].bool()
-        hidden = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        return hidden[:, 0] if self.pooling == "cls" else pool_tokens(hidden, attention_mask)
 
 
 def pool_tokens(hidden: Tensor, attention_mask: Tensor) -> Tensor:

@@ -32,10 +32,6 @@ class Installation:
     def has_native_pytorch(self) -> bool:
         return (self.backends / NATIVE_PYTORCH).is_file()
 
-    @property
-    def is_wheel(self) -> bool:
-        return self.libraries is not None
-
 
 def find_installation(explicit: Path | None = None) -> Installation:
     """A given tritonserver, else an NVIDIA container's, else the wheel's."""

@@ -16,7 +16,7 @@ from diptych.serving import launch, leftovers
 from diptych.serving.installation import find_installation
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, Ports
 from diptych.serving.probe import ENSEMBLE, is_answering
-from diptych.serving.triton_log import explain_failure
+from diptych.serving.triton_log import explain_failure, find_dead_stub
 from diptych.serving.workspace import Workspace
 
 LOCALHOST = "127.0.0.1"
@@ -131,6 +131,8 @@ class Server:
         while not self._is_answering():
             if self.process.poll() is not None:
                 raise UserError(f"tritonserver could not start: {self.explain_failure()}")
+            if cause := find_dead_stub(self._read_log()):
+                raise UserError(f"tritonserver could not start a model's process: {cause}")
             if time.monotonic() > deadline:
                 raise UserError(
                     f"tritonserver is not ready after {timeout_s:.0f} s: {self.explain_failure()}"
@@ -146,7 +148,10 @@ class Server:
 
     def explain_failure(self) -> str:
         """Why the server ended, from its log."""
-        return explain_failure(self.log.read_text("utf-8", "replace"))
+        return explain_failure(self._read_log())
+
+    def _read_log(self) -> str:
+        return self.log.read_text("utf-8", "replace")
 
     def stop(self) -> int:
         """End the server, its stubs, its shared memory. Returns its exit status, negative for a signal."""

@@ -7,6 +7,10 @@ import re
 # E1123 18:08:55.3 7191 model_lifecycle.cc:642] "failed to load 'NAME' version 1: Internal: CAUSE\n\nAt:..."
 FAILED_MODEL = re.compile(r"\"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<cause>.*)\"$")
 ERROR_LINE = re.compile(r"^[EF]\d{4} .*?\] \"?(?P<cause>.*?)\"?$|^error: (?P<last>.*)$")
+# A stub that ends this early leaves tritonserver waiting for it for ever.
+DEAD_STUB = re.compile(
+    r"Failed to preinitialize Python stub: (?P<cause>.*)|(?P<linker>error while loading .*)"
+)
 TRITON_LINE = re.compile(r"^(?P<level>[IWEF])\d{4} \d\d:\d\d:\d\d\.")
 TABLE_LINE = re.compile(r"^[+|]")
 # Every server without a GPU says these, and works.
@@ -27,6 +31,12 @@ def explain_failure(log: str) -> str:
         if not _is_harmless(line) and (match := ERROR_LINE.match(line)):
             return _first_words(match["cause"] or match["last"])
     return "\n".join(lines[-MAX_LINES:]) or "it wrote nothing to its log"
+
+
+def find_dead_stub(log: str) -> str | None:
+    """Why a Python model's process ended before it could tell tritonserver."""
+    match = DEAD_STUB.search(log)
+    return match and (match["cause"] or match["linker"])
 
 
 def deserves_showing(line: str) -> bool:

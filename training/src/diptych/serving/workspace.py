@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from diptych.serving.installation import Installation
+from diptych.serving.installation import STUB, Installation
 from diptych.serving.libpython import find_libpython
 
 OUR_BACKENDS = Path(__file__).parent / "backends"
@@ -27,21 +27,13 @@ class Workspace:
         self.environment = self._environment(installation)
 
     def _assemble_backends(self, installation: Installation) -> Path:
-        """The installation's backends; the stub of the running Python; our `pytorch` where none is native."""
-        if installation.has_native_pytorch and not installation.is_wheel:
-            return installation.backends
+        """The two that our models need: `python` with the right stub, `pytorch` native or else ours."""
         backends = self.root / "backends"
-        backends.mkdir()
-        for backend in installation.backends.iterdir():
-            if backend.name != "python":
-                (backends / backend.name).symlink_to(backend)
-        # A copy: Triton refuses a Python backend whose library leads out of the directory.
+        # A copy: Triton refuses a library that is a link out of its backend's directory.
         shutil.copytree(installation.backends / "python", backends / "python")
-        if installation.is_wheel:
-            shutil.copy2(installation.stub, backends / "python")
-        if not installation.has_native_pytorch:
-            (backends / "pytorch").unlink(missing_ok=True)
-            (backends / "pytorch").symlink_to(OUR_BACKENDS / "pytorch")
+        shutil.copy2(installation.stub, backends / "python" / STUB)
+        is_native = installation.has_native_pytorch
+        (backends / "pytorch").symlink_to((installation.backends if is_native else OUR_BACKENDS) / "pytorch")
         return backends
 
     def _shell_safe(self, repository: Path) -> Path:
