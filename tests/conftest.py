@@ -117,7 +117,7 @@ def tiny_run(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
 
 
 @pytest.fixture(scope="session")
-def tiny_repository(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported_repository(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `diptych export` makes of it, version 1."""
     repository = tmp_path_factory.mktemp("served") / "model_repository"
     export(tiny_run, repository)

@@ -51,31 +51,38 @@ def serve(
     with _signals_raise_stopped():
         try:
             with server:
-                with console.status("Starting tritonserver and loading the models"):
-                    server.wait_until_ready(READY_TIMEOUT_S)
-                _print_addresses(server)
-                return _stay(server)
-        except Stopped as stopped:  # before it was ready
+                try:
+                    with console.status("Starting tritonserver and loading the models"):
+                        server.wait_until_ready(READY_TIMEOUT_S)
+                    _print_addresses(server)
+                    return _stay(server)
+                except Stopped:
+                    if server.is_ready:
+                        return _end(server)
+                    raise
+        except Stopped as stopped:  # while it was starting
             return 128 + stopped.signum
 
 
 def _stay(server: Server) -> int:
-    """Show what the server complains about, until a signal comes or it ends by itself."""
+    """Show what the server complains about, until it ends by itself."""
     with server.log.open(encoding="utf-8", errors="replace") as log:
         log.seek(0, 2)
-        try:
-            while server.process.poll() is None:
-                _show_news(log)
-                time.sleep(POLL_S)
-        except Stopped:
-            for signum in SIGNALS:  # whoever asks twice does not want to wait
-                signal.signal(signum, lambda *_: server.process.kill())
-            typer.echo("Stopping tritonserver; ask again to stop it at once.", err=True)
-            return _shell_status(server.stop())
+        while server.process.poll() is None:
+            _show_news(log)
+            time.sleep(POLL_S)
         _show_news(log)
     status = _shell_status(server.process.returncode)
     typer.echo(f"tritonserver ended by itself, with status {status}.", err=True)
     return status or 1
+
+
+def _end(server: Server) -> int:
+    """Stop in good order."""
+    for signum in SIGNALS:  # whoever asks twice does not want to wait
+        signal.signal(signum, lambda *_: server.process.kill())
+    typer.echo("Stopping tritonserver; ask again to stop it at once.", err=True)
+    return _shell_status(server.stop())
 
 
 def _show_news(log: TextIO) -> None:

@@ -52,7 +52,7 @@ class Server:
         self._tritonserver = tritonserver
         self._prefix = leftovers.new_prefix()
         self._log = log
-        self._is_ready = False
+        self.is_ready = False
 
     @property
     def contact(self) -> str:
@@ -138,7 +138,7 @@ class Server:
                     f"tritonserver is not ready after {timeout_s:.0f} s: {self.explain_failure()}"
                 )
             time.sleep(POLL_S)
-        self._is_ready = True
+        self.is_ready = True
 
     def _is_answering(self) -> bool:
         try:
@@ -157,7 +157,7 @@ class Server:
         """End the server, its stubs, its shared memory. Returns its exit status, negative for a signal."""
         try:
             # While it loads models it would put SIGTERM off, and nobody is being served.
-            self.process.send_signal(signal.SIGTERM if self._is_ready else signal.SIGKILL)
+            self.process.send_signal(signal.SIGTERM if self.is_ready else signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(EXIT_TIMEOUT_S + UNLOAD_TIMEOUT_S)
         finally:
