@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -21,6 +22,7 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run director
 
 def main() -> None:
     """Entry point. What the user can put right is one message and status 1, never a traceback."""
+    warnings.simplefilter("ignore", FutureWarning)  # libraries about one another; tests see them as errors
     try:
         app()
     except UserError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -37,19 +38,18 @@ def demonstrate(run: Run, repository: Path, plot: Path) -> None:
                 [ask(clients[wire], item, image, text) for wire, image, text in QUESTIONS.values()]
                 for item in track(items, "Classifying held-out items", len(items))
             ]
-    Console().print(draw_table(items, rows))
+    Console(width=max(Console().width, 110)).print(draw_table(items, rows))
     item, answer = items[0], rows[0][0]
     picture = open_picture(_picture(item), run.preprocessor.spec)
     plot_prediction(picture, item.text, answer.probabilities, plot, truth=item.category)
-    Console().print(
+    typer.echo(
         f"{plot} shows the first item beside its probabilities.\n\n"
-        "[bold]Try next[/]\n"
+        "Try next\n"
         "  make serve                                 keep the server running, then, in another terminal:\n"
         "  .venv/bin/diptych-client classify --url grpc://127.0.0.1:8001 --text 'a ripe banana'\n"
         f"  .venv/bin/diptych predict {_relative(run.directory)} --text 'an old oak' --plot out.png\n"
         "  .venv/bin/diptych train training/configs/quickstart.toml --out runs/attention "
-        "--set fusion.kind=attention\n",
-        highlight=False,
+        "--set fusion.kind=attention"
     )
 
 
@@ -76,8 +76,9 @@ def ask(client: Client, item: Item, image: bool, text: bool) -> Answer:
 def draw_table(items: Sequence[Item], rows: Sequence[Sequence[Answer]]) -> Table:
     """Answers beside the truth; right ones green."""
     table = Table(title="Held-out items, answered by tritonserver", title_justify="left")
-    for column in ("words", "truth", *QUESTIONS):
-        table.add_column(column, no_wrap=True, overflow="ellipsis", max_width=28)
+    table.add_column("words", no_wrap=True, overflow="ellipsis", max_width=24)
+    for column in ("truth", *QUESTIONS):
+        table.add_column(column, no_wrap=True)
     for item, answers in zip(items, rows, strict=True):
         cells = []
         for answer in answers:

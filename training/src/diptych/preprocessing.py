@@ -6,9 +6,11 @@ cannot drift. It may import numpy, pillow and tokenizers, and nothing else: no t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,13 +179,15 @@ def decode_image(data: bytes, spec: PreprocessingSpec) -> Image.Image:
             raise InvalidInput("image", f"{image.width} x {image.height} pixels", accepted_size)
         image.draft("RGB", (2 * spec.image_size_px, 2 * spec.image_size_px))
         image.load()
-        return _to_rgb_or_rgba(ImageOps.exif_transpose(image))
+        return _to_rgb_or_rgba(_upright(image))
     except InvalidInput:
         raise
     except Image.UnidentifiedImageError:
         raise InvalidInput("image", f"{len(data):,} bytes in no known format", ACCEPTED_IMAGE) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InvalidInput("image", "far too many pixels", accepted_size) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        count = re.search(r"(\d+) pixels", str(error))
+        found = f"{int(count[1]):,} pixels" if count else "far too many pixels"
+        raise InvalidInput("image", found, accepted_size) from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise InvalidInput("image", f"a damaged file ({error})", ACCEPTED_IMAGE) from None
 
@@ -199,10 +203,18 @@ def fit_on_white(image: Image.Image, size_px: int) -> Image.Image:
     return canvas
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn it as EXIF says, in place. Damaged EXIF is no reason to refuse: the pixels are whole."""
+    with contextlib.suppress(Exception):  # as with the decoders, almost anything
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
 def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _padding_of(tokenizer_json: str) -> dict[str, str | int]:

@@ -41,7 +41,7 @@ class Run:
         (self.directory / LABELS_FILE).write_text("".join(f"{label}\n" for label in self.labels), "utf-8")
         text_architecture(self.model.text_encoder).save_pretrained(self.directory / TEXT_ARCHITECTURE)
         unfinished = self.directory / f"{WEIGHTS_FILE}.tmp"
-        save_file(self.model.state_dict(), unfinished)
+        save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, unfinished)
         unfinished.rename(self.directory / WEIGHTS_FILE)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from diptych.data.catalogue import Item
 from diptych.dataset import to_inputs
@@ -13,6 +14,7 @@ from diptych.errors import UserError
 from diptych.export.torchscript import Parts, run_parts
 from diptych.models.classifier import Inputs
 from diptych.preprocessing import InvalidInput, Preprocessor, Row
+from diptych.progress import track
 
 BATCH_SIZES = (1, 2, 7)
 MAX_DIFFERENCE = 1e-5
@@ -52,11 +54,16 @@ def sample_rows(items: Sequence[Item], preprocessor: Preprocessor) -> dict[str, 
     }
 
 
-def measure_parity(form: str, parts: Parts, eager: Parts, rows: dict[str, list[Row]]) -> Parity:
-    """Compare one form of the model with the eager one, over batch sizes 1, 2 and 7."""
+def expect(eager: Parts, rows: dict[str, list[Row]]) -> list[tuple[Inputs, Tensor]]:
+    """Batches of 1, 2 and 7 rows, each with the eager model's probabilities."""
+    return [(batch, run_parts(eager, batch)) for batch in _batches(rows)]
+
+
+def measure_parity(form: str, parts: Parts, expectations: Sequence[tuple[Inputs, Tensor]]) -> Parity:
+    """Compare one form of the model with the eager one."""
     differences, agreements = [], []
-    for batch in _batches(rows):
-        expected, found = run_parts(eager, batch), run_parts(parts, batch)
+    for batch, expected in track(expectations, f"Comparing {form}", len(expectations)):
+        found = run_parts(parts, batch)
         differences.append((expected - found).abs().max().item())
         agreements.append(expected.argmax(1) == found.argmax(1))
     agreement = torch.cat(agreements)

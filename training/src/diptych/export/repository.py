@@ -17,7 +17,7 @@ from diptych.data.catalogue import Item, read_catalogue
 from diptych.dataset import to_inputs
 from diptych.errors import UserError
 from diptych.export.manifest import MANIFEST_FILE, build_manifest
-from diptych.export.parity import Parity, measure_parity, require_parity, sample_rows
+from diptych.export.parity import Parity, expect, measure_parity, require_parity, sample_rows
 from diptych.export.torchscript import FUSION_HEAD, Parts, eager_parts, to_torchscript
 from diptych.run import LABELS_FILE, Run
 
@@ -52,9 +52,9 @@ def _stage(run: Run, version: int, staged: Path) -> list[Parity]:
     """Write one complete repository that holds this version alone."""
     _copy_source(staged)
     rows = sample_rows(_validation_items(run), run.preprocessor)
-    eager = eager_parts(run.model.eval())
+    expectations = expect(eager_parts(run.model.eval()), rows)
     parts = to_torchscript(run.model, to_inputs(rows["both"]))
-    parity = [measure_parity("TorchScript", parts, eager, rows)]
+    parity = [measure_parity("TorchScript", parts, expectations)]
     require_parity(parity[0])
 
     directories = {model.name: model / str(version) for model in sorted(staged.iterdir())}
@@ -64,7 +64,7 @@ def _stage(run: Run, version: int, staged: Path) -> list[Parity]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
             torch.jit.save(part, directories[name] / TORCHSCRIPT_FILE)
-    parity.append(measure_parity("reloaded files", _reload(directories), eager, rows))
+    parity.append(measure_parity("reloaded files", _reload(directories), expectations))
     require_parity(parity[1])
 
     # Triton takes model.py from the version, so that each version keeps the shell that it was exported with.
@@ -94,10 +94,12 @@ def _add_version(staged: Path, version: int, repository: Path) -> None:
             (model / str(version)).rename(target)
             moved.append(target)
         (staged / ENSEMBLE / CONFIG_FILE).replace(repository / ENSEMBLE / CONFIG_FILE)
-    except OSError:
+    except OSError as error:
         for target in moved:
             shutil.rmtree(target)
-        raise
+        raise UserError(
+            f"{repository}: version {version} could not be added ({error}); nothing was changed"
+        ) from None
 
 
 def _pin(staged: Path, version: int) -> None:
@@ -112,8 +114,12 @@ def _next_version(repository: Path) -> int:
         raise UserError(
             f"{repository}: exists and is not a Diptych repository; name a new directory with --to"
         )
-    versions = [int(path.name) for path in repository.glob("*/*") if path.name.isdigit()]
-    return max(versions, default=0) + 1
+    versions = [int(path.name) for path in repository.glob("*/*") if path.name.isdecimal()]
+    if not versions:
+        raise UserError(
+            f"{repository}: holds configs but no version of a model; name a new directory with --to"
+        )
+    return max(versions) + 1
 
 
 def _require_same_labels(run: Run, repository: Path) -> None:

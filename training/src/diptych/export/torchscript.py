@@ -37,7 +37,13 @@ def to_torchscript(model: Classifier, example: Inputs) -> dict[str, torch.jit.Sc
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
         # Tracers warn of Python branches on tensors; the parity gate runs the shapes that would take others.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        pixels = (example.pixel_values - image.mean) / image.std
+        # Tracing reads every property of the encoder, those that transformers has deprecated too.
+        warnings.filterwarnings(
+            "ignore", message=".*is deprecated and will be removed", category=FutureWarning
+        )
+        pixels = ((example.pixel_values - image.mean) / image.std).contiguous(
+            memory_format=torch.channels_last
+        )
         image.backbone = torch.jit.trace(image.backbone, (pixels,), check_trace=False)
         tokens = (example.input_ids, example.attention_mask)
         text.backbone = torch.jit.trace(text.backbone, tokens, check_trace=False)
@@ -45,6 +51,7 @@ def to_torchscript(model: Classifier, example: Inputs) -> dict[str, torch.jit.Sc
 
 
 @torch.inference_mode()
+@torch.jit.optimized_execution(False)  # as in the server: nothing is compiled anew for each shape
 def run_parts(parts: Parts, batch: Inputs) -> Tensor:
     """The chain as Triton runs it: a batch to (B, C) float32 probabilities."""
     image_features = parts[IMAGE_ENCODER](batch.pixel_values, batch.image_present.unsqueeze(1))

@@ -15,11 +15,16 @@ from safetensors.torch import load_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
+from transformers import logging as transformers_logging
 
 from diptych.errors import UserError
 from diptych.models.image_encoder import ImageConfig, ImageEncoder
 from diptych.models.projection import Projection
 from diptych.models.text_encoder import PooledBackbone, TextConfig, TextEncoder
+
+# Its bars and advice are about its own API; ours is what the user sees.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 
 
 def build_image_encoder(config: ImageConfig) -> ImageEncoder:
@@ -40,6 +45,7 @@ def build_image_encoder(config: ImageConfig) -> ImageEncoder:
     if config.weights not in ("default", "random"):
         _load_image_weights(backbone, config.weights)
     embedding_dim = _remove_classifier(backbone, config.backbone)
+    backbone = backbone.to(memory_format=torch.channels_last)
     return ImageEncoder(backbone, Projection(embedding_dim, config.dropout), mean, std)
 
 

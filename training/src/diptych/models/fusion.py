@@ -68,13 +68,11 @@ FUSIONS = {"concat": ConcatFusion, "attention": AttentionFusion}
 class FusionHead(nn.Module):
     """Fusion, a linear classifier and the temperature that calibrates it."""
 
-    temperature: Tensor
-
     def __init__(self, config: FusionConfig, num_labels: int):
         super().__init__()
         self.fusion = FUSIONS[config.kind](config)
         self.classifier = nn.Linear(config.hidden_dim, num_labels)
-        self.register_buffer("temperature", torch.ones(()))
+        self.temperature = nn.Buffer(torch.ones(()))
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """(B, 512), (B, 512) float32 -> (B, C) float32, not calibrated"""
