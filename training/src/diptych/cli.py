@@ -42,13 +42,17 @@ def train(
             "--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; repeatable."
         ),
     ] = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave rows out that cannot be used, and list them.")
+    ] = False,
 ) -> None:
     """Train a classifier, then evaluate it where the config names a test set."""
     from diptych.config import load_config
     from diptych.evaluate import evaluate
     from diptych.train import train
 
-    run = train(load_config(config, overrides or []), out)
+    skip = ["data.skip_bad_rows=true"] if skip_bad_rows else []
+    run = train(load_config(config, [*(overrides or []), *skip]), out)
     if run.config.data.test_csv:
         evaluate(run)
     _print_scores(run.directory)
@@ -166,9 +170,12 @@ def openclipart(
     seed: Annotated[int, typer.Option(help="Decides the split.")] = 0,
 ) -> None:
     """Eight thousand public-domain drawings with titles, as catalogues of eleven and of four categories."""
-    from diptych.data.openclipart import prepare_openclipart
+    from rich.console import Console
 
-    prepare_openclipart(out, source=source, seed=seed)
+    from diptych.data.openclipart import prepare_openclipart
+    from diptych.data.prepared import print_summary
+
+    print_summary(prepare_openclipart(out, source=source, seed=seed), Console())
 
 
 def _print_scores(run: Path) -> None:

@@ -22,6 +22,7 @@ class PackagesUnavailable(Exception):
 
 def download_packages(names: Sequence[str], cache: Path) -> list[Path]:
     """The .deb file of each package, downloaded where `cache` does not hold it yet."""
+    cache = cache.absolute()  # the commands below run in directories of their own
     missing = [name for name in names if _in_cache(name, cache) is None]
     if missing:
         _require("apt-get")

@@ -90,7 +90,8 @@ def _open_tree(source: Path | None, cache: Path) -> Iterator[Path]:
     except PackagesUnavailable as error:
         raise UserError(
             f"cannot get Debian's packages {' and '.join(PACKAGES)}: {error}.\n"
-            "Fetch both and unpack them:\n"
+            "On a Debian or Ubuntu machine that can: apt-get download " + " ".join(PACKAGES) + "\n"
+            "Then unpack both into one directory:\n"
             + "".join(f"    dpkg-deb -x {name}_*.deb DIR\n" for name in PACKAGES)
             + "and run: diptych data openclipart --from DIR"
         ) from None

@@ -36,15 +36,20 @@ def export(run: Run, repository: Path) -> tuple[int, list[Parity]]:
     """
     version = _next_version(repository)
     _require_same_labels(run, repository)
-    repository.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-") as staging:
-        staged = Path(staging) / "repository"
-        parity = _stage(run, version, staged)
-        if version == 1:
-            staged.chmod(0o755)
-            staged.rename(repository)
-        else:
-            _add_version(staged, version, repository)
+    try:
+        repository.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-") as staging:
+            staged = Path(staging) / "repository"
+            parity = _stage(run, version, staged)
+            if version == 1:
+                staged.chmod(0o755)
+                staged.rename(repository)
+            else:
+                _add_version(staged, version, repository)
+    except OSError as error:
+        raise UserError(
+            f"{repository}: version {version} could not be added ({error}); nothing was changed"
+        ) from error
     return version, parity
 
 
@@ -94,12 +99,10 @@ def _add_version(staged: Path, version: int, repository: Path) -> None:
             (model / str(version)).rename(target)
             moved.append(target)
         (staged / ENSEMBLE / CONFIG_FILE).replace(repository / ENSEMBLE / CONFIG_FILE)
-    except OSError as error:
+    except OSError:
         for target in moved:
             shutil.rmtree(target)
-        raise UserError(
-            f"{repository}: version {version} could not be added ({error}); nothing was changed"
-        ) from None
+        raise
 
 
 def _pin(staged: Path, version: int) -> None:
