@@ -14,7 +14,7 @@ CONFIG := training/configs/quickstart.toml
 REPOSITORY := build/model_repository
 EXPORTED := $(REPOSITORY)/.exported
 
-.PHONY: help setup demo test check format serve clean
+.PHONY: help setup demo test check lint format serve clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -46,12 +46,14 @@ demo: $(EXPORTED) ## the main job on real data: train, evaluate, export, serve, 
 test: $(SETUP) ## all tests, those against the real tritonserver included
 	@$(BIN)/python -m pytest
 
-check: $(SETUP) ## ruff, mypy, unit and contract tests
+check: lint ## ruff, mypy, unit and contract tests
+	@$(BIN)/python -m pytest tests/unit tests/contract
+
+lint: $(SETUP) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/mypy --strict -p diptych_client
-	@$(BIN)/python -m pytest tests/unit tests/contract
 
 format: $(SETUP) ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .

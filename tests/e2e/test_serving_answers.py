@@ -93,12 +93,6 @@ def test_http_answers_the_same_as_grpc(server, client):
     np.testing.assert_allclose(answer["outputs"][0]["data"], over_grpc, rtol=1e-6)
 
 
-def test_picture_and_words_both_count(client):
-    answers = [classify(client, *item) for item in ((jpeg("red"), b"cat"), (b"", b"cat"), (jpeg("red"), b""))]
-    assert not np.allclose(answers[0], answers[1])
-    assert not np.allclose(answers[0], answers[2])
-
-
 def test_the_classification_extension_names_the_labels(client):
     output = triton.InferRequestedOutput("probabilities", class_count=len(LABELS))
     result = client.infer("classifier", inputs_of(text=[b"hammer"]), outputs=[output])
@@ -106,46 +100,9 @@ def test_the_classification_extension_names_the_labels(client):
     assert sorted(labels) == sorted(LABELS)
 
 
-@pytest.mark.parametrize(
-    ("image", "text", "message"),
-    [
-        (b"", b"", "preprocess: image and text: found both empty; accepted: an image file, a text, or both"),
-        (b"not a picture", b"cat", "preprocess: image: found 13 bytes in no known format; accepted: "),
-        (
-            b"",
-            b"\xff\xfe",
-            "preprocess: text: found byte 0xff at offset 0, which is not UTF-8; accepted: UTF-8",
-        ),
-    ],
-)
-def test_a_bad_row_is_an_invalid_argument_that_says_what_was_found(client, image, text, message):
-    with pytest.raises(InferenceServerException) as caught:
-        classify(client, image, text)
-    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
-    assert message in caught.value.message()
-
-
 def test_a_bad_row_among_several_is_named_by_its_number(client):
     with pytest.raises(InferenceServerException, match="preprocess: row 2 of 3: image and text: found both"):
         client.infer("classifier", inputs_of(image=[b"", b"", b""], text=[b"cat", b"", b"cake"]))
-
-
-def test_bad_requests_do_no_harm_to_the_good_ones_in_flight_with_them(client):
-    alone = classify(client, b"", b"green cake")
-
-    def ask(number: int) -> np.ndarray | InferenceServerException:
-        try:
-            return classify(client, b"junk" if number % 3 == 0 else b"", b"green cake")
-        except InferenceServerException as error:
-            return error
-
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(ask, range(96)))
-    for number, answer in enumerate(answers):
-        if number % 3 == 0:
-            assert isinstance(answer, InferenceServerException)
-        else:
-            np.testing.assert_allclose(answer, alone, rtol=1e-5)
 
 
 def test_the_pytorch_backend_maps_inputs_by_position_and_outputs_in_order(client):

@@ -31,14 +31,15 @@ def test_reads_paths_relative_to_the_csv_and_absolute_ones(tmp_path: Path) -> No
     path = write_csv(tmp_path, f"good.png,A red square,art\n{tmp_path}/good.png,Another,art\n")
     first, second = read_catalogue(path, labels=None, spec=SPEC)
     assert (first.line, first.text, first.category) == (2, "A red square", "art")
-    assert first.image_path == second.image_path == tmp_path / "good.png"
+    assert first.image == second.image == str(tmp_path / "good.png")
 
 
 def test_an_empty_cell_is_a_missing_modality(tmp_path: Path) -> None:
     path = write_csv(tmp_path, "good.png,,art\n, words alone ,art\n")
     picture_only, words_only = read_catalogue(path, labels=None, spec=SPEC)
     assert picture_only.text == ""
-    assert words_only.image_path is None
+    assert words_only.image is None
+    assert words_only.read_image() == b""
     assert words_only.text == "words alone"
 
 

@@ -15,7 +15,7 @@ from diptych.models.fusion import FUSIONS, FusionConfig, FusionHead
 from diptych.models.image_encoder import ImageConfig
 from diptych.models.text_encoder import TextConfig
 from diptych.optimization import TrainConfig
-from diptych.train import drop_modalities
+from diptych.trainer import drop_modalities
 
 NUM_ROWS, NUM_LABELS = 6, 4
 
@@ -96,7 +96,7 @@ def test_modality_dropout_never_leaves_an_item_with_nothing(batch: Inputs) -> No
     one_sided = batch.keep(image=torch.arange(NUM_ROWS) != 0, text=torch.arange(NUM_ROWS) != 1)
     lost_image = lost_text = 0
     for _ in range(100):
-        dropped = drop_modalities(one_sided, config, generator)
+        dropped = drop_modalities(one_sided, torch.rand(NUM_ROWS, generator=generator), config)
         assert (dropped.image_present | dropped.text_present).all()
         lost_image += int((one_sided.image_present & ~dropped.image_present).sum())
         lost_text += int((one_sided.text_present & ~dropped.text_present).sum())

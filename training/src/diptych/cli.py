@@ -96,6 +96,31 @@ def predict(
 
 
 @app.command()
+def explain(
+    run: RunArgument,
+    image: Annotated[Optional[Path], typer.Option(help="A picture file.")] = None,
+    text: Annotated[str, typer.Option(help="A few words.")] = "",
+    plot: Annotated[
+        Optional[Path], typer.Option(help="Draw the item beside the three answers into this PNG.")
+    ] = None,
+) -> None:
+    """Which modality decided: the answer to one item, and to what is left when either is taken away."""
+    from diptych.explain import describe, explain
+    from diptych.plots import open_picture, plot_explanation
+    from diptych.run import load_run
+
+    if image and not image.is_file():
+        raise UserError(f"--image {image}: no such file")
+    data = image.read_bytes() if image else b""
+    loaded = load_run(run)
+    explanation = explain(loaded, data, text)
+    typer.echo(describe(explanation))
+    if plot:
+        picture = open_picture(data, loaded.preprocessor.spec)
+        plot_explanation(picture, text, explanation.answers, explanation.verdict, plot)
+
+
+@app.command()
 def export(
     run: RunArgument,
     to: Annotated[Path, typer.Option(help="The repository to make, or to add a version to.")] = Path(
@@ -154,6 +179,61 @@ def demo(
     from diptych.run import load_run
 
     demonstrate(load_run(run), repository, plot)
+
+
+@app.command()
+def ablate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="What the variants start from.")],
+    out: Annotated[Path, typer.Option(help="Where the variants' runs go.")],
+    seeds: Annotated[int, typer.Option(help="How many seeds each variant is trained with.", min=1)] = 3,
+    overrides: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; repeatable."
+        ),
+    ] = None,
+) -> None:
+    """What each part is worth: every fusion, each modality alone, no modality dropout, simple baselines."""
+    from rich.console import Console
+
+    from diptych.ablation import ablate, draw_table, measure_baselines
+    from diptych.config import load_config
+    from diptych.run import load_run
+
+    results = ablate(load_config(config, overrides or []), out, range(seeds))
+    baselines = measure_baselines(load_run(out / f"{next(iter(results))}-0"))
+    stdout = Console()
+    Console(width=max(stdout.width, 110)).print(draw_table(results, baselines))
+
+
+@app.command()
+def doubt(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A config with the data in question.")],
+    out: Annotated[Path, typer.Option(help="Where the list and the picture go.")] = Path("doubtful"),
+    top: Annotated[int, typer.Option(help="How many to draw.", min=1)] = 20,
+    overrides: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; repeatable."
+        ),
+    ] = None,
+) -> None:
+    """List and draw the items whose labels are most likely wrong."""
+    from diptych.config import load_config
+    from diptych.doubtful import find_suspects, plot_suspects, write_suspects
+    from diptych.preprocessing import PreprocessingSpec
+
+    loaded = load_config(config, overrides or [])
+    suspects = find_suspects(loaded)
+    out.mkdir(parents=True, exist_ok=True)
+    write_suspects(suspects, out / "doubtful.csv")
+    spec = PreprocessingSpec(image_size_px=loaded.image.size_px, max_tokens=loaded.text.max_tokens)
+    plot_suspects(suspects[:top], spec, out / "doubtful.png")
+    for suspect in suspects[:top]:
+        typer.echo(f"{suspect.item.category:<15} → {suspect.suggested:<15} {suspect.item.place}")
+    typer.echo(
+        f"{len(suspects)} doubtful labels in {out}/doubtful.csv; the worst {top} in {out}/doubtful.png"
+    )
 
 
 @data_app.command()

@@ -16,7 +16,9 @@ from typing import Annotated, Any
 import msgspec
 import tomli_w
 
+from diptych.augmentation import AugmentConfig
 from diptych.data.config import DataConfig
+from diptych.data.location import Location
 from diptych.errors import UserError
 from diptych.models.fusion import FusionConfig
 from diptych.models.image_encoder import ImageConfig
@@ -37,12 +39,13 @@ class Config:
     image: ImageConfig
     text: TextConfig
     fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read and check a TOML file. Relative paths in it are relative to the current directory."""
+    """Read and check a TOML file. Relative paths in it are relative to the current directory; URLs stay."""
     try:
         tree = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -53,7 +56,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         _set(tree, override)
     _reject_unknown_keys(tree, Config, f"{path}", section="")
     try:
-        return msgspec.convert(tree, Config, dec_hook=_decode_path)
+        return msgspec.convert(tree, Config, dec_hook=_decode_location)
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -93,10 +96,10 @@ def _reject_unknown_keys(tree: dict[str, Any], schema: type, where: str, section
             _reject_unknown_keys(value, typing.cast(type, types[key]), where, f"{section}.{key}".strip("."))
 
 
-def _decode_path(expected: type, value: object) -> object:
-    if expected is Path and isinstance(value, str):
-        return Path(value).expanduser().absolute()
-    raise TypeError(f"expected a path, got {value!r}")
+def _decode_location(expected: type, value: object) -> object:
+    if expected is Location and isinstance(value, str):
+        return Location.resolve(value)
+    raise TypeError(f"expected a path or a URL, got {value!r}")
 
 
 def _without_none(tree: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 
-from diptych.data.catalogue import Item
-from diptych.errors import UserError
+from diptych.data.items import Item, UnusableItem
 from diptych.models.classifier import Embeddings, Inputs
 from diptych.preprocessing import InvalidInput, Preprocessor, Row
 
@@ -28,10 +27,9 @@ class ItemDataset(Dataset[tuple[Inputs, int]]):
 
     def __getitem__(self, index: int) -> tuple[Inputs, int]:
         item = self._items[index]
-        image = item.image_path.read_bytes() if item.image_path else b""
-        (row,) = self._preprocessor.rows([(image, item.text.encode())])
+        (row,) = self._preprocessor.rows([(item.read_image(), item.text.encode())])
         if isinstance(row, InvalidInput):
-            raise UserError(f"line {item.line}: {row}")
+            raise UnusableItem(f"{item.place}: {row}")
         return to_inputs([row]), self._label_index[item.category]
 
 
@@ -59,28 +57,12 @@ def to_inputs(rows: Sequence[Row]) -> Inputs:
     )
 
 
-def load_batches(
-    dataset: ItemDataset, batch_size: int, num_workers: int, generator: torch.Generator | None = None
-) -> DataLoader[Any]:
-    """Batches in order, or shuffled by `generator`."""
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        shuffle=generator is not None,
-        generator=generator,
-        num_workers=num_workers,
-        collate_fn=_collate,
-    )
+def load_batches(dataset: ItemDataset, batch_size: int, num_workers: int) -> DataLoader[Any]:
+    """Batches in order."""
+    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
 
 
-def load_embedded_batches(
-    embeddings: Embeddings, truth: Tensor, batch_size: int, generator: torch.Generator
-) -> DataLoader[Any]:
-    """Shuffled batches from memory: an epoch takes less than a second."""
-    batches = BatchSampler(RandomSampler(truth, generator=generator), batch_size, drop_last=False)
-    return DataLoader(EmbeddedItems(embeddings, truth), sampler=batches, batch_size=None)
-
-
-def _collate(samples: list[tuple[Inputs, int]]) -> tuple[Inputs, Tensor]:
+def collate(samples: Sequence[tuple[Inputs, int]]) -> tuple[Inputs, Tensor]:
+    """Join items to a batch."""
     inputs = Inputs(*(torch.cat(tensors) for tensors in zip(*(inputs for inputs, _ in samples), strict=True)))
     return inputs, torch.tensor([label for _, label in samples])

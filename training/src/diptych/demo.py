@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from diptych.data.catalogue import Item, read_catalogue
+from diptych.data.catalogue import read_split
+from diptych.data.items import Item
 from diptych.errors import UserError
 from diptych.plots import open_picture, plot_prediction
 from diptych.progress import track
@@ -40,7 +41,7 @@ def demonstrate(run: Run, repository: Path, plot: Path) -> None:
             ]
     Console(width=max(Console().width, 110)).print(draw_table(items, rows))
     item, answer = items[0], rows[0][0]
-    picture = open_picture(_picture(item), run.preprocessor.spec)
+    picture = open_picture(item.read_image(), run.preprocessor.spec)
     plot_prediction(picture, item.text, answer.probabilities, plot, truth=item.category)
     typer.echo(
         f"{plot} shows the first item beside its probabilities.\n\n"
@@ -58,10 +59,8 @@ def choose_items(run: Run) -> list[Item]:
     data = run.config.data
     if data.test_csv is None:
         raise UserError(f"{run.directory}: has no data.test_csv to take held-out items from")
-    items = read_catalogue(
-        data.test_csv, labels=run.labels, spec=run.preprocessor.spec, skip_bad_rows=data.skip_bad_rows
-    )
-    complete = [item for item in items if item.image_path and item.text]
+    items = read_split(data.test_csv, data, labels=run.labels, spec=run.preprocessor.spec)
+    complete = [item for item in items if item.image and item.text]
     first = {item.category: item for item in reversed(complete)}
     return [first[label] for label in run.labels if label in first][:NUM_ITEMS]
 
@@ -69,7 +68,7 @@ def choose_items(run: Run) -> list[Item]:
 def ask(client: Client, item: Item, image: bool, text: bool) -> Answer:
     """One request, as a service would send it."""
     return client.classify(
-        image=_picture(item) if image else None, text=item.text if text else None, timeout_s=30
+        image=item.read_image() if image else None, text=item.text if text else None, timeout_s=30
     )
 
 
@@ -86,10 +85,6 @@ def draw_table(items: Sequence[Item], rows: Sequence[Sequence[Answer]]) -> Table
             cells.append(f"[{colour}]{answer.label}[/] {answer.score:.2f}")
         table.add_row(item.text, item.category, *cells)
     return table
-
-
-def _picture(item: Item) -> bytes:
-    return item.image_path.read_bytes() if item.image_path else b""
 
 
 def _relative(path: Path) -> Path:

@@ -7,25 +7,23 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from diptych.data.catalogue import Item
+from diptych.cache import cache_directory
+from diptych.data.items import Item
 from diptych.dataset import ItemDataset, load_batches
 from diptych.models.classifier import Classifier, Embeddings
 from diptych.preprocessing import Preprocessor
 from diptych.progress import track
-
-CACHE_ENV = "DIPTYCH_CACHE"
 
 
 def embed_items_once(
     model: Classifier, items: Sequence[Item], preprocessor: Preprocessor, *, title: str
 ) -> Embeddings:
     """`embed_items`, from the cache where these weights have seen these items before."""
-    path = cache_directory() / f"{_fingerprint(model, items, preprocessor)}.safetensors"
+    path = cache_directory("embeddings") / f"{_fingerprint(model, items, preprocessor)}.safetensors"
     if path.is_file():
         return Embeddings(**load_file(path))
     embeddings = embed_items(model, items, preprocessor, title=title)
@@ -44,13 +42,13 @@ def embed_items(
     model.eval()
     dataset = ItemDataset(items, sorted({item.category for item in items}), preprocessor)
     batches = load_batches(dataset, batch_size=32, num_workers=num_workers)
-    parts = [model.embed(inputs) for inputs, _ in track(batches, f"Embedding {title}", len(batches))]
+    device = model.fusion_head.temperature.device
+    cpu = torch.device("cpu")
+    parts = [
+        model.embed(inputs.to(device)).to(cpu)
+        for inputs, _ in track(batches, f"Embedding {title}", len(batches))
+    ]
     return Embeddings(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-
-
-def cache_directory() -> Path:
-    """DIPTYCH_CACHE, or ~/.cache/diptych."""
-    return Path(os.environ.get(CACHE_ENV) or Path.home() / ".cache" / "diptych") / "embeddings"
 
 
 def _fingerprint(model: Classifier, items: Sequence[Item], preprocessor: Preprocessor) -> str:
@@ -62,6 +60,6 @@ def _fingerprint(model: Classifier, items: Sequence[Item], preprocessor: Preproc
         for tensor in backbone.state_dict().values():
             digest.update(tensor.cpu().numpy().tobytes())
     for item in items:
-        digest.update(item.image_path.read_bytes() if item.image_path else b"")
+        digest.update(item.read_image())
         digest.update(b"\0" + item.text.encode() + b"\0")
     return digest.hexdigest()[:32]

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
+from sklearn.metrics import (
+    accuracy_score,
+    classification_report,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+)
+
+NUM_BINS = 15
 
 
 def summarize(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
@@ -18,25 +27,183 @@ def summarize(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> 
     """
     predicted = probabilities.argmax(axis=1)
     return {
-        "accuracy": round(float(accuracy_score(labels, predicted)), 4),
-        "macro_f1": round(float(f1_score(labels, predicted, average="macro", zero_division=0)), 4),
-        "ece": round(expected_calibration_error(probabilities, labels), 4),
+        "accuracy": round(float(accuracy_score(labels, predicted)), 6),
+        "macro_f1": round(float(f1_score(labels, predicted, average="macro", zero_division=0)), 6),
+        "ece": round(expected_calibration_error(probabilities, labels), 6),
         "num_items": len(labels),
     }
 
 
+# --- how sure a score is -------------------------------------------------------------------------------
+
+
+def accuracy_standard_error(accuracy: float, num_items: int) -> float:
+    """Of a share of independent hits: sqrt(p (1 - p) / n)."""
+    return math.sqrt(accuracy * (1 - accuracy) / num_items)
+
+
+def macro_f1_standard_error(matrix: NDArray[np.int64], num_draws: int = 1000, seed: int = 0) -> float:
+    """Bootstrap over items (Efron, 1979): spread of the macro-F1 of resampled test sets.
+
+    Items in one cell of the confusion matrix are alike, so the cells are drawn instead of the items.
+
+    matrix  (C, C) int64, rows true
+    """
+    true, predicted = matrix.nonzero()
+    counts = matrix[true, predicted]
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(counts.sum(), counts / counts.sum(), size=num_draws)
+    num_labels = len(matrix)
+    scores = []
+    for draw in draws:
+        hits = np.bincount(true, draw * (true == predicted), num_labels)
+        total = np.bincount(true, draw, num_labels) + np.bincount(predicted, draw, num_labels)
+        occurs = total > 0  # as scikit-learn does, average over what was drawn or predicted
+        scores.append((2 * hits[occurs] / total[occurs]).mean())
+    return float(np.std(scores, ddof=1))
+
+
+# --- calibration ---------------------------------------------------------------------------------------
+
+
+class Bin(NamedTuple):
+    """The items whose confidence lies in [low, high): how many, how sure the model was, how often right."""
+
+    low: float
+    high: float
+    num_items: int
+    confidence: float
+    accuracy: float
+
+
+def reliability_bins(
+    confidence: NDArray[np.float32], is_right: NDArray[np.bool_], num_bins: int = NUM_BINS
+) -> list[Bin]:
+    """Equal-width bins that hold any item, the least confident first; 1.0 belongs to the last."""
+    indices = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    return [
+        Bin(
+            low=index / num_bins,
+            high=(index + 1) / num_bins,
+            num_items=int((indices == index).sum()),
+            confidence=float(confidence[indices == index].mean(dtype=np.float64)),
+            accuracy=float(is_right[indices == index].mean()),
+        )
+        for index in np.unique(indices).tolist()
+    ]
+
+
 def expected_calibration_error(
-    probabilities: NDArray[np.float32], labels: NDArray[np.int64], num_bins: int = 15
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], num_bins: int = NUM_BINS
 ) -> float:
     """Mean distance between confidence and accuracy over equal-width bins (Guo et al., 2017, eq. 3)."""
+    is_right = probabilities.argmax(axis=1) == labels
+    return _mean_gap(reliability_bins(probabilities.max(axis=1), is_right, num_bins))
+
+
+def ece_if_calibrated(
+    probabilities: NDArray[np.float32], num_bins: int = NUM_BINS, num_draws: int = 200, seed: int = 0
+) -> float:
+    """The ECE to expect on as many items of a model whose probabilities are true.
+
+    Chance alone parts confidence from accuracy in small bins, so ECE never reaches zero. Truth is drawn
+    from the predictions themselves (consistency resampling: Bröcker and Smith, 2007; for ECE,
+    Vaicenavicius et al., 2019).
+    """
     confidence = probabilities.max(axis=1)
-    is_correct = probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-    gaps = [
-        abs(confidence[bins == index].mean() - is_correct[bins == index].mean()) * (bins == index).mean()
-        for index in np.unique(bins)
+    generator = np.random.default_rng(seed)
+    draws = (generator.random(len(confidence)) < confidence for _ in range(num_draws))
+    return float(np.mean([_mean_gap(reliability_bins(confidence, draw, num_bins)) for draw in draws]))
+
+
+def _mean_gap(bins: Sequence[Bin]) -> float:
+    num_items = sum(each.num_items for each in bins)
+    return sum(abs(each.confidence - each.accuracy) * each.num_items for each in bins) / num_items
+
+
+# --- answering less, knowing less ----------------------------------------------------------------------
+
+
+class Coverage(NamedTuple):
+    """What answering only the k most confident items gives, for k = 1 .. N; three (N,) arrays.
+
+    coverage   share of the items that are answered
+    accuracy   among those
+    threshold  the lowest confidence that is answered
+    """
+
+    coverage: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    threshold: NDArray[np.float32]
+
+
+def accuracy_by_coverage(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Coverage:
+    """Selective classification by the highest probability (Geifman and El-Yaniv, 2017)."""
+    confidence = probabilities.max(axis=1)
+    order = np.argsort(-confidence, kind="stable")
+    answered = np.arange(1, len(order) + 1)
+    hits = (probabilities.argmax(axis=1) == labels)[order]
+    return Coverage(answered / len(order), hits.cumsum() / answered, confidence[order])
+
+
+def accuracy_when_missing(
+    is_right: NDArray[np.bool_],
+    is_right_without: NDArray[np.bool_],
+    *,
+    has_it: NDArray[np.bool_],
+    has_other: NDArray[np.bool_],
+    shares: Sequence[float],
+    num_draws: int = 50,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Accuracy as a growing share of the items that have a modality lose it, chosen by chance.
+
+    An item left with nothing does not count, as in `evaluate_conditions`: share 0 is its `both`, share 1
+    the other modality alone. Larger shares of one draw take the same items and more.
+
+    is_right           (N,) bool, with all that the item has
+    is_right_without   (N,) bool, with the modality taken away
+    has_it, has_other  (N,) bool, the modality that goes missing, and the one that stays
+    returns            (len(shares), num_draws) float64
+    """
+    generator = np.random.default_rng(seed)
+    owners = np.flatnonzero(has_it)
+    accuracy = np.full((len(shares), num_draws), np.nan)
+    for draw in range(num_draws):
+        order = generator.permutation(owners)
+        for row, share in enumerate(shares):
+            is_lost = np.zeros(len(is_right), bool)
+            is_lost[order[: round(share * len(order))]] = True
+            counted = ~is_lost | has_other
+            if counted.any():
+                accuracy[row, draw] = np.where(is_lost, is_right_without, is_right)[counted].mean()
+    return accuracy
+
+
+# --- category by category ------------------------------------------------------------------------------
+
+
+class CategoryScores(NamedTuple):
+    """One category: precision and recall are 0 where nothing was predicted or true."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+def score_categories(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], names: Sequence[str]
+) -> list[CategoryScores]:
+    """Each category's scores, in the order of `names`."""
+    columns = precision_recall_fscore_support(
+        labels, probabilities.argmax(axis=1), labels=list(range(len(names))), zero_division=0
+    )
+    return [
+        CategoryScores(name, *(column[index].item() for column in columns))
+        for index, name in enumerate(names)
     ]
-    return float(np.sum(gaps))
 
 
 def report(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from torch import nn
@@ -12,7 +12,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_schedule_with_warmup
 
 from diptych.models.classifier import Classifier
+from diptych.parallel import Precision
 
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -20,12 +22,23 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """freeze_backbones  train projections and fusion on embeddings that are computed once and cached
-    drop_image, drop_text  share of training items that lose a modality, so that its absence is learned
+    """freeze_backbones   train projections and fusion on embeddings that are computed once and cached
+    batch_size         items of one optimizer step, over all processes and accumulated parts
+    accumulate         parts of a step that are computed one after the other, to save memory
+    warmup             share of all steps in which the learning rate rises before it falls
+    drop_image         share of training items that lose their picture, so that its absence is learned;
+                       1 trains on words alone
+    drop_text          likewise for words
+    balance            rare categories weigh more in the loss ('weights') or are drawn more often ('sampling')
+    patience           epochs without a better validation macro-F1 after which training ends
+    ema_decay          judge and keep an exponential moving average of the weights
+    precision          'auto': bf16 where the hardware has it
+    checkpoint_minutes how much work a kill can cost
     """
 
     epochs: Count = 10
     batch_size: Count = 32
+    accumulate: Count = 1
     freeze_backbones: bool = False
     lr: Positive = 1e-3
     backbone_lr: Positive = 2e-5
@@ -33,8 +46,13 @@ class TrainConfig:
     warmup: Rate = 0.1
     label_smoothing: Rate = 0.0
     max_grad_norm: Positive = 1.0
-    drop_image: Rate = 0.15
-    drop_text: Rate = 0.15
+    drop_image: Share = 0.15
+    drop_text: Share = 0.15
+    balance: Literal["none", "weights", "sampling"] = "none"
+    patience: Count | None = None
+    ema_decay: Rate | None = None
+    precision: Precision = "auto"
+    checkpoint_minutes: Positive = 5.0
     num_workers: Annotated[int, msgspec.Meta(ge=0)] = 2
 
 
@@ -60,5 +78,4 @@ def build_optimizer(model: Classifier, config: TrainConfig, num_steps: int) -> t
             for (is_backbone, is_decayed), parameters in groups.items()
         ]
     )
-    num_warmup = round(config.warmup * num_steps)
-    return optimizer, get_cosine_schedule_with_warmup(optimizer, num_warmup, num_steps)
+    return optimizer, get_cosine_schedule_with_warmup(optimizer, round(config.warmup * num_steps), num_steps)

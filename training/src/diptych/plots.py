@@ -1,4 +1,4 @@
-"""Pictures of a run. Each function draws one figure and writes one PNG."""
+"""Pictures of a run. `draw_*` makes a figure; `plot_*` writes it as one PNG."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from diptych.predict import CONDITION_NAMES
 from diptych.preprocessing import PreprocessingSpec, decode_image, fit_on_white
 
-INK, PALE, ACCENT, SECOND = "#1f2933", "#cbd2d9", "#2b6cb0", "#dd6b20"
+INK, GREY, PALE, ACCENT, SECOND, THIRD = "#1f2933", "#7b8794", "#cbd2d9", "#2b6cb0", "#dd6b20", "#2f855a"
+CONDITION_COLOURS = {"both": ACCENT, "image_only": SECOND, "text_only": THIRD}
+CONDITION_MARKERS = {"both": "o", "image_only": "s", "text_only": "D"}
+# Above this many categories the cells of a confusion matrix are too small for numbers.
+MAX_NUMBERED_LABELS = 40
 
 matplotlib.rcParams.update(
     {
@@ -27,6 +35,8 @@ matplotlib.rcParams.update(
         "xtick.color": INK,
         "ytick.color": INK,
         "savefig.dpi": 130,
+        "svg.fonttype": "none",  # letters stay letters, in the font of the page they are put into
+        "svg.hashsalt": "diptych",  # the same figure is the same file
     }
 )
 
@@ -38,36 +48,54 @@ def open_picture(data: bytes, spec: PreprocessingSpec) -> Image.Image | None:
 
 def plot_history(history: Sequence[Mapping[str, Any]], best_epoch: int, path: Path) -> None:
     """Loss, and accuracy with macro-F1, over the epochs; the epoch whose weights were kept is marked."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    draw_history(history, best_epoch).savefig(path)
+
+
+def draw_history(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> Figure:
+    """What `plot_history` says; a curve that the history lacks is left out."""
+    figure = Figure(figsize=(10.4, 3.7), layout="constrained")
     loss, score = figure.subplots(1, 2)
-    epochs = [row["epoch"] for row in history]
-    loss.plot(epochs, [row["train_loss"] for row in history], color=PALE, label="training")
-    loss.plot(epochs, [row["val_loss"] for row in history], color=ACCENT, label="validation")
-    loss.set(xlabel="epoch", ylabel="cross-entropy", title="Loss")
-    score.plot(epochs, [row["train_accuracy"] for row in history], color=PALE, label="training accuracy")
-    score.plot(epochs, [row["val_accuracy"] for row in history], color=ACCENT, label="validation accuracy")
-    score.plot(epochs, [row["val_macro_f1"] for row in history], color=SECOND, label="validation macro-F1")
-    score.set(xlabel="epoch", title="Accuracy")
+    curves = [
+        (loss, "train_loss", "training", GREY),
+        (loss, "val_loss", "validation", ACCENT),
+        (score, "train_accuracy", "training accuracy", GREY),
+        (score, "val_accuracy", "validation accuracy", ACCENT),
+        (score, "val_macro_f1", "validation macro-F1", SECOND),
+    ]
+    for axes, key, label, colour in curves:
+        points = [(row["epoch"], row[key]) for row in history if row.get(key) is not None]
+        if points:
+            marker = "o" if len(points) == 1 else None
+            axes.plot(*zip(*points, strict=True), color=colour, label=label, marker=marker)
+    loss.set(xlabel="epoch", ylabel="cross-entropy")
+    loss.set_title("Loss", loc="left", fontweight="bold")
+    score.set(xlabel="epoch")
+    score.set_title("Accuracy", loc="left", fontweight="bold")
     for axes in (loss, score):
-        axes.axvline(best_epoch, color=INK, linewidth=0.8, linestyle=":", label=f"kept: epoch {best_epoch}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        if best_epoch is not None:
+            axes.axvline(
+                best_epoch, color=INK, linewidth=0.8, linestyle=":", label=f"kept: epoch {best_epoch}"
+            )
         axes.legend(frameon=False)
-    figure.savefig(path)
+    return figure
 
 
 def plot_confusion(matrix: NDArray[np.int64], labels: Sequence[str], path: Path) -> None:
     """Counts in the cells, share of the true category as colour."""
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = 2.6 + 0.55 * len(labels)
+    is_numbered = len(labels) <= MAX_NUMBERED_LABELS
+    side = 2.6 + 0.55 * min(len(labels), MAX_NUMBERED_LABELS)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(*matrix.shape):
-        if matrix[row, column]:
+    if is_numbered:
+        for row, column in np.argwhere(matrix):
             colour = "white" if share[row, column] > 0.55 else INK
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour)
-    ticks = range(len(labels))
-    axes.set_xticks(ticks, labels, rotation=45, ha="right")
-    axes.set_yticks(ticks, labels)
+        ticks = range(len(labels))
+        axes.set_xticks(ticks, labels, rotation=45, ha="right")
+        axes.set_yticks(ticks, labels)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="predicted", ylabel="true")
     figure.savefig(path)
@@ -82,14 +110,8 @@ def plot_prediction(
 ) -> None:
     """One item beside the probability of every category, the most likely on top."""
     figure = Figure(figsize=(10, 4.4), layout="constrained")
-    picture, bars = figure.subplots(1, 2, width_ratios=[1, 1.25])
-    picture.axis("off")
-    if image is None:
-        picture.text(0.5, 0.5, "no picture", ha="center", va="center", color="#7b8794")
-    else:
-        picture.imshow(image)
-    words = text if len(text) <= 90 else text[:89].rsplit(" ", 1)[0] + " …"
-    picture.set_title(f"“{words}”" if text else "no words", fontsize=11, wrap=True)
+    item, bars = figure.subplots(1, 2, width_ratios=[1, 1.25])
+    draw_item(item, image, text)
     ranked = sorted(probabilities.items(), key=lambda pair: pair[1])
     names, values = [name for name, _ in ranked], [value for _, value in ranked]
     drawn = bars.barh(names, values, color=[PALE] * (len(names) - 1) + [ACCENT])
@@ -101,3 +123,56 @@ def plot_prediction(
     title = f"{names[-1]}, {values[-1]:.0%}"
     bars.set_title(title + (f"  (truth: {truth})" if truth else ""), fontweight="bold", loc="left")
     figure.savefig(path)
+
+
+def plot_explanation(
+    image: Image.Image | None,
+    text: str,
+    answers: Mapping[str, Mapping[str, float]],
+    verdict: str,
+    path: Path,
+    num_labels: int = 8,
+) -> None:
+    """One item beside what both modalities and each alone make of it.
+
+    answers  condition -> label -> probability
+    """
+    reach = {label: max(each[label] for each in answers.values()) for label in next(iter(answers.values()))}
+    labels = sorted(
+        sorted(reach, key=lambda label: -reach[label])[:num_labels], key=lambda label: reach[label]
+    )
+    figure = Figure(figsize=(10, 4.8), layout=ConstrainedLayoutEngine(h_pad=0.12))
+    figure.suptitle(verdict, fontsize=12, fontweight="bold", x=0.02, ha="left", wrap=True)
+    item, dots = figure.subplots(1, 2, width_ratios=[1, 1.4])
+    draw_item(item, image, text)
+    rows = np.arange(len(labels))
+    values = {name: [answers[name][label] for label in labels] for name in answers}
+    lows, highs = (pick(list(values.values()), axis=0) for pick in (np.min, np.max))
+    dots.hlines(rows, lows, highs, color=PALE, linewidth=3, zorder=1)
+    for name, row in values.items():
+        size, depth = (90, 3) if name == "both" else (55, 2)
+        colour, marker = CONDITION_COLOURS[name], CONDITION_MARKERS[name]
+        dots.scatter(
+            row, rows, s=size, marker=marker, color=colour, label=CONDITION_NAMES[name], zorder=depth
+        )
+    dots.set_yticks(rows, labels)
+    dots.set_xlim(-0.03, 1.03)
+    dots.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    dots.set_xlabel("probability")
+    dots.spines["left"].set_visible(False)
+    dots.tick_params(axis="y", length=0)
+    dots.grid(axis="x", color=PALE, linewidth=0.6, alpha=0.6)
+    dots.set_axisbelow(True)
+    dots.legend(frameon=False, loc="lower right")
+    figure.savefig(path)
+
+
+def draw_item(axes: Axes, image: Image.Image | None, text: str) -> None:
+    """The picture under its words."""
+    axes.axis("off")
+    if image is None:
+        axes.text(0.5, 0.5, "no picture", ha="center", va="center", color=GREY)
+    else:
+        axes.imshow(image)
+    words = text if len(text) <= 90 else text[:89].rsplit(" ", 1)[0] + " …"
+    axes.set_title(f"“{words}”" if text else "no words", fontsize=11, wrap=True)

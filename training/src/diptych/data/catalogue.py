@@ -1,43 +1,28 @@
-"""Reads a CSV with image_path, description and category, and finds every row that cannot be used.
+"""Reads a table of items, CSV or Parquet, and finds every row that cannot be used.
 
-Three steps that know nothing of one another: reading rows, judging rows, reporting the bad ones.
+Three steps that know nothing of one another: reading rows (csv_table.py, parquet_table.py), judging rows,
+reporting the bad ones. Held in memory: the rows without their pictures, about half a kilobyte each.
 """
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from diptych.data.config import DataConfig
+from diptych.data.csv_table import read_csv
+from diptych.data.items import BadRow, Item, is_parquet, unit_of
+from diptych.data.location import Location
+from diptych.data.parquet_table import read_parquet
 from diptych.errors import UserError
 from diptych.preprocessing import InvalidInput, PreprocessingSpec, decode_image
-from diptych.progress import console, wait_for
+from diptych.progress import console, progress_bar
 
-COLUMNS = ("image_path", "description", "category")
 UNKNOWN_CATEGORY = "unknown category"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Item:
-    """One row that can be used. A modality that it lacks is None or empty; it never lacks both."""
-
-    line: int
-    image_path: Path | None
-    text: str
-    category: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BadRow:
-    """One row that cannot be used: `reason` names the kind of fault, `detail` what this row holds."""
-
-    line: int
-    reason: str
-    detail: str = ""
+ROWS_AT_ONCE = 256  # in the pool: a queue of millions would take more memory than the rows
 
 
 def warn(message: str) -> None:
@@ -45,31 +30,57 @@ def warn(message: str) -> None:
     console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
+def read_split(
+    table: Location, data: DataConfig, *, labels: Sequence[str] | None, spec: PreprocessingSpec
+) -> list[Item]:
+    """`read_catalogue` as a config wants it.
+
+    table   one of the config's own
+    labels  the known categories: data.labels, or those that train_csv turned out to have; None: any
+    """
+    return read_catalogue(
+        table,
+        labels=labels,
+        labels_from="data.labels" if labels == data.labels else f"data.train_csv ({data.train_csv})",
+        spec=spec,
+        skip_bad_rows=data.skip_bad_rows,
+        check_images=data.check_images,
+    )
+
+
 def read_catalogue(
-    path: Path,
+    table: Path | str,
     *,
     labels: Sequence[str] | None,
     spec: PreprocessingSpec,
+    labels_from: str = "",
     skip_bad_rows: bool = False,
+    check_images: bool = True,
     on_skipped: Callable[[str], None] = warn,
 ) -> list[Item]:
-    """All items of a CSV, every image decoded once to see that it can be.
+    """All items of a CSV or Parquet file, local or behind an fsspec URL.
 
-    labels      the known categories; None: any
-    on_skipped  takes the report on bad rows, where they are skipped
-    raises      UserError with that report, where they are not
+    labels        the known categories; None: any
+    labels_from   where they come from, for the report
+    check_images  decode every image once to see that it can be
+    on_skipped    takes the report on bad rows, where they are skipped
+    raises        UserError with that report, where they are not
     """
-    rows = list(read_rows(path))
-    judged = judge_rows(rows, path, labels, spec)
+    table = Location.resolve(str(table))
+    rows = list(read_rows(table))
+    judged = judge_rows(rows, labels, spec, check_images=check_images, title=f"Checking {table.name}")
     items = [row for row in judged if isinstance(row, Item)]
     bad_rows = [row for row in judged if isinstance(row, BadRow)]
     if bad_rows:
-        report = f"{path}: {report_on(bad_rows, len(rows), labels)}"
+        report = f"{table}: {report_on(bad_rows, len(rows), unit_of(table))}"
+        if labels is not None and any(row.reason == UNKNOWN_CATEGORY for row in bad_rows):
+            report += f"\nKnown categories: {', '.join(labels)}."
+            report += f" They are those of {labels_from}." if labels_from else ""
         if not skip_bad_rows:
             raise UserError(f"{report}\nMend them, or leave them out with --skip-bad-rows.")
         on_skipped(f"{report}\nThey are left out.")
     if not items:
-        raise UserError(f"{path}: no usable row in it")
+        raise UserError(f"{table}: no usable row in it")
     return items
 
 
@@ -78,68 +89,37 @@ def labels_of(items: Iterable[Item]) -> list[str]:
     return sorted({item.category for item in items})
 
 
-def read_rows(path: Path) -> Iterator[Item | BadRow]:
-    """The rows as they stand in the file, image paths resolved, nothing else looked at."""
+def read_rows(table: Location) -> Iterator[Item | BadRow]:
+    """The rows as they stand in the file, places of images resolved, nothing else looked at."""
     try:
-        # Surrogates carry bytes that are not UTF-8 past the CSV reader, so that they spoil one row only.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header: list[str] | None = None
-            while True:
-                line = reader.line_num + 1  # where the row begins: quoted cells may hold line breaks
-                try:
-                    cells = next(reader, None)
-                except csv.Error as error:
-                    yield BadRow(line=line, reason="broken quoting", detail=str(error))
-                    continue
-                if header is None:
-                    header = _checked_header(cells or [], path)
-                elif cells is None:
-                    return
-                elif cells:
-                    yield _to_item(line, cells, header, path.parent)
+        yield from read_parquet(table) if is_parquet(table) else read_csv(table)
     except OSError as error:
-        raise UserError(f"{path}: cannot read it: {error.strerror}") from None
-
-
-def _checked_header(cells: Sequence[str], path: Path) -> list[str]:
-    header = [name.strip() for name in cells]
-    missing = [name for name in COLUMNS if name not in header]
-    if missing:
-        raise UserError(
-            f"{path}: no column {', '.join(missing)}. Found: {', '.join(header) or 'nothing'}; "
-            f"required: {', '.join(COLUMNS)}, separated by commas, named in the first line."
-        )
-    return header
-
-
-def _to_item(line: int, cells: Sequence[str], header: Sequence[str], directory: Path) -> Item | BadRow:
-    if len(cells) != len(header):
-        detail = f"{len(cells)}, where the header has {len(header)}"
-        return BadRow(line=line, reason="wrong number of columns", detail=detail)
-    image_path, text, category = (cells[header.index(name)].strip() for name in COLUMNS)
-    try:
-        (image_path + text + category).encode("utf-8")
-    except UnicodeEncodeError as error:
-        byte = ord(error.object[error.start]) - 0xDC00
-        return BadRow(line=line, reason="invalid UTF-8", detail=f"byte 0x{byte:02x}")
-    resolved = directory / image_path if image_path else None
-    return Item(line=line, image_path=resolved, text=text, category=category)
+        raise UserError(f"{table}: cannot read it: {error.strerror or error}") from None
 
 
 def judge_rows(
-    rows: Sequence[Item | BadRow], path: Path, labels: Collection[str] | None, spec: PreprocessingSpec
+    rows: Sequence[Item | BadRow],
+    labels: Collection[str] | None,
+    spec: PreprocessingSpec,
+    *,
+    check_images: bool,
+    title: str,
 ) -> list[Item | BadRow]:
     """Each row that cannot be used as a BadRow in its place."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = [pool.submit(_judge, row, labels, spec) for row in rows]
-        return wait_for(futures, f"Checking {path.name}")
 
+    def judge(row: Item | BadRow) -> Item | BadRow:
+        if isinstance(row, BadRow):
+            return row
+        fault = _category_fault(row, labels) or _text_fault(row, spec)
+        return fault or (_image_fault(row, spec) if check_images else None) or row
 
-def _judge(row: Item | BadRow, labels: Collection[str] | None, spec: PreprocessingSpec) -> Item | BadRow:
-    if isinstance(row, BadRow):
-        return row
-    return _category_fault(row, labels) or _text_fault(row, spec) or _image_fault(row, spec) or row
+    judged: list[Item | BadRow] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar(title, len(rows)) as advance:
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            some = rows[start : start + ROWS_AT_ONCE]
+            judged += pool.map(judge, some) if check_images else map(judge, some)
+            advance(len(some))
+    return judged
 
 
 def _category_fault(item: Item, labels: Collection[str] | None) -> BadRow | None:
@@ -151,7 +131,7 @@ def _category_fault(item: Item, labels: Collection[str] | None) -> BadRow | None
 
 
 def _text_fault(item: Item, spec: PreprocessingSpec) -> BadRow | None:
-    if not item.text and item.image_path is None:
+    if not item.text and item.image is None:
         return BadRow(line=item.line, reason="neither image nor text")
     num_bytes = len(item.text.encode())
     if num_bytes > spec.max_text_bytes:
@@ -161,26 +141,24 @@ def _text_fault(item: Item, spec: PreprocessingSpec) -> BadRow | None:
 
 
 def _image_fault(item: Item, spec: PreprocessingSpec) -> BadRow | None:
-    if item.image_path is None:
+    if item.image is None:
         return None
     try:
-        decode_image(item.image_path.read_bytes(), spec)
+        decode_image(item.image.read_bytes(), spec)
     except FileNotFoundError:
-        return BadRow(line=item.line, reason="missing image file", detail=str(item.image_path))
+        return BadRow(line=item.line, reason="missing image file", detail=str(item.image))
     except InvalidInput as error:
-        return BadRow(line=item.line, reason="unusable image", detail=f"{item.image_path}: {error}")
+        return BadRow(line=item.line, reason="unusable image", detail=f"{item.image}: {error}")
     except (OSError, ValueError) as error:  # a directory, no permission, a NUL in the path
-        return BadRow(line=item.line, reason="unreadable image file", detail=f"{item.image_path}: {error}")
+        return BadRow(line=item.line, reason="unreadable image file", detail=f"{item.image}: {error}")
     return None
 
 
-def report_on(bad_rows: Sequence[BadRow], num_rows: int, labels: Sequence[str] | None) -> str:
-    """How many of which kind, then every one of them."""
+def report_on(bad_rows: Sequence[BadRow], num_rows: int, unit: str) -> str:
+    """How many of which kind, then every one of them by its line or row."""
     counts = Counter(row.reason for row in bad_rows)
     summary = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
     lines = [f"{len(bad_rows):,} of {num_rows:,} rows cannot be used: {summary}"]
     for row in bad_rows:
-        lines.append(f"  line {row.line}: {row.reason}" + (f": {row.detail}" if row.detail else ""))
-    if labels is not None and UNKNOWN_CATEGORY in counts:
-        lines.append(f"Known categories: {', '.join(labels)}.")
+        lines.append(f"  {unit} {row.line}: {row.reason}" + (f": {row.detail}" if row.detail else ""))
     return "\n".join(lines)

@@ -42,7 +42,7 @@ def build_manifest(
         },
         "labels": run.labels,
         "preprocessing": dataclasses.asdict(run.preprocessor.spec),
-        "signatures": {name: str(part.forward.schema) for name, part in parts.items()},
+        "signatures": {name: str(part.forward.schema) for name, part in parts.items()},  # type: ignore[attr-defined]
         "parity": [dataclasses.asdict(result) for result in parity],
         "sha256": {str(path.relative_to(repository)): sha256(path) for path in sorted(files)},
     }

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from diptych.data.catalogue import Item
+from diptych.data.items import Item
 from diptych.dataset import to_inputs
 from diptych.errors import UserError
 from diptych.export.torchscript import Parts, run_parts
@@ -32,9 +32,8 @@ class Parity:
 
 def sample_rows(items: Sequence[Item], preprocessor: Preprocessor) -> dict[str, list[Row]]:
     """Real rows in every shape that serving meets, by the name of the case."""
-    pairs = [(item.image_path.read_bytes(), item.text) for item in items if item.image_path and item.text][
-        : max(BATCH_SIZES)
-    ]
+    complete = [item for item in items if item.image and item.text]
+    pairs = [(item.read_image(), item.text) for item in complete[: max(BATCH_SIZES)]]
     if not pairs:
         raise UserError("export needs validation items with both a picture and a text for its parity check")
     long_text = f"{pairs[0][1]} " + "and so on " * preprocessor.spec.max_tokens

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from diptych import preprocessing
-from diptych.data.catalogue import Item, read_catalogue
+from diptych.data.catalogue import read_split
+from diptych.data.items import Item
 from diptych.dataset import to_inputs
 from diptych.errors import UserError
 from diptych.export.manifest import MANIFEST_FILE, build_manifest
@@ -137,8 +138,7 @@ def _require_same_labels(run: Run, repository: Path) -> None:
 
 def _validation_items(run: Run) -> list[Item]:
     data = run.config.data
-    spec = run.preprocessor.spec
-    return read_catalogue(data.val_csv, labels=run.labels, spec=spec, skip_bad_rows=data.skip_bad_rows)
+    return read_split(data.val_csv, data, labels=run.labels, spec=run.preprocessor.spec)
 
 
 def _reload(directories: dict[str, Path]) -> Parts:

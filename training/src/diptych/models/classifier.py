@@ -34,6 +34,10 @@ class Inputs(NamedTuple):
             image_present=self.image_present & image, attention_mask=self.attention_mask * text[:, None]
         )
 
+    def to(self, device: torch.device) -> Inputs:
+        """On another device."""
+        return Inputs(*(tensor.to(device) for tensor in self))
+
 
 class Embeddings(NamedTuple):
     """A batch behind the backbones and before the projections.
@@ -50,6 +54,10 @@ class Embeddings(NamedTuple):
         """The same items, a modality taken away where its argument, (B,) bool or one for all, is false."""
         return self._replace(image_present=self.image_present & image, text_present=self.text_present & text)
 
+    def to(self, device: torch.device) -> Embeddings:
+        """On another device."""
+        return Embeddings(*(tensor.to(device) for tensor in self))
+
     def rows(self, index: Tensor | slice) -> Embeddings:
         """Some of the items."""
         return Embeddings(*(tensor[index] for tensor in self))
@@ -64,8 +72,10 @@ class Classifier(nn.Module):
         self.text_encoder = text_encoder
         self.fusion_head = fusion_head
 
-    def forward(self, batch: Inputs) -> Tensor:
-        """End to end: a batch to (B, C) float32 logits."""
+    def forward(self, batch: Inputs | Embeddings) -> Tensor:
+        """(B, C) float32 logits, through the backbones where the batch has not been through them yet."""
+        if isinstance(batch, Embeddings):
+            return self.classify_embeddings(batch)
         image_features = self.image_encoder(batch.pixel_values, batch.image_present)
         text_features = self.text_encoder(batch.input_ids, batch.attention_mask, image_features)
         return self.fusion_head.logits(image_features, text_features)
@@ -82,7 +92,7 @@ class Classifier(nn.Module):
         )
 
     def classify_embeddings(self, batch: Embeddings) -> Tensor:
-        """The rest of `forward`: embeddings to (B, C) float32 logits."""
+        """What follows the backbones: embeddings to (B, C) float32 logits."""
         image, text = batch.image[batch.image_present], batch.text[batch.text_present]
         return self.fusion_head.logits(
             self.image_encoder.projection(image, batch.image_present),

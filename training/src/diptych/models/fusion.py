@@ -12,12 +12,16 @@ from torch.nn import functional as F
 
 from diptych.models.projection import FEATURE_DIM
 
+FusionKind = Literal["concat", "attention", "gated"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FusionConfig:
-    """kind  'concat': an MLP over both vectors; 'attention': cross-modal attention within a sample"""
+    """kind  'concat': an MLP over both vectors; 'attention': cross-modal attention within a sample;
+    'gated': each component chooses between the modalities
+    """
 
-    kind: Literal["concat", "attention"] = "concat"
+    kind: FusionKind = "concat"
     hidden_dim: Annotated[int, msgspec.Meta(ge=1)] = 512
     num_heads: Annotated[int, msgspec.Meta(ge=1)] = 8
     dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.3
@@ -62,7 +66,28 @@ class AttentionFusion(nn.Module):
         return self.mlp(sequence[:, 0], sequence[:, 1])
 
 
-FUSIONS = {"concat": ConcatFusion, "attention": AttentionFusion}
+class GatedFusion(nn.Module):
+    """A gated multimodal unit: each component takes its share from either modality (Arevalo et al., 2017)."""
+
+    def __init__(self, config: FusionConfig):
+        super().__init__()
+        self.image = nn.Sequential(nn.Linear(FEATURE_DIM, config.hidden_dim), nn.Tanh())
+        self.text = nn.Sequential(nn.Linear(FEATURE_DIM, config.hidden_dim), nn.Tanh())
+        self.gate = nn.Sequential(nn.Linear(2 * FEATURE_DIM, config.hidden_dim), nn.Sigmoid())
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """(B, 512), (B, 512) float32 -> (B, hidden_dim) float32"""
+        gate = self.gate(torch.cat([image_features, text_features], dim=1))
+        mixed = torch.lerp(self.text(text_features), self.image(image_features), gate)
+        return self.dropout(mixed)
+
+
+FUSIONS: dict[FusionKind, type[nn.Module]] = {
+    "concat": ConcatFusion,
+    "attention": AttentionFusion,
+    "gated": GatedFusion,
+}
 
 
 class FusionHead(nn.Module):

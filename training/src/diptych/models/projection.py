@@ -30,8 +30,6 @@ class Projection(nn.Module):
         present     (B,) bool
         returns     (B, 512) float32
         """
-        features = self.absent.to(embeddings.dtype).expand(present.size(0), -1)
-        rows = present.nonzero().squeeze(1)
-        if rows.numel() == 0:
-            return features
-        return features.index_copy(0, rows, self.layers(embeddings))
+        projected = self.layers(embeddings)
+        features = self.absent.to(projected.dtype).expand(present.size(0), -1)
+        return features.index_copy(0, present.nonzero().squeeze(1), projected)

@@ -1,0 +1,112 @@
+"""The command `diptych` as a user runs it: train, evaluate, predict, export; errors as one message.
+
+Most calls run in this process, for each new one spends six seconds on importing torch and transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diptych import cli
+from diptych.run import Run
+
+Diptych = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def diptych(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Diptych:
+    """Runs the entry point. Returns status, standard output, standard error."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["diptych", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(exited.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+def test_a_run_is_trained_evaluated_asked_and_exported(
+    diptych: Diptych, tiny_config: Path, tmp_path: Path
+) -> None:
+    run, repository, plot = tmp_path / "run", tmp_path / "build/model_repository", tmp_path / "out.png"
+    picture = tiny_config.parent / "test/2001.png"
+
+    def succeed(*arguments: str | Path) -> str:
+        status, output, errors = diptych(*arguments)
+        assert status == 0, errors
+        return output
+
+    table = succeed("train", tiny_config, "--out", run, "--set", "train.epochs=2")
+    conditions = ["both", "image_only", "text_only"]
+    assert [line.split()[0] for line in table.splitlines()[-4:]] == ["test", *conditions]
+    test = json.loads((run / "metrics.json").read_text())["test"]
+    assert all({"accuracy", "macro_f1"} <= set(test[condition]) for condition in conditions)
+
+    report = succeed("evaluate", run)
+    assert "precision" in report
+    assert report.endswith("\n".join(table.splitlines()[-4:]) + "\n")
+
+    answer = succeed("predict", run, "--image", picture, "--text", "snow and ice", "--plot", plot)
+    percentages = [float(line.split()[1].rstrip("%")) for line in answer.splitlines()]
+    assert len(percentages) == 3
+    assert sum(percentages) == pytest.approx(100, abs=0.03)
+    with Image.open(plot) as drawn:
+        assert drawn.format == "PNG"
+
+    parity = succeed("export", run, "--to", repository)
+    assert "same label 100.0%" in parity
+    assert f"{repository}: version 1. Serve it: diptych serve {repository}" in parity
+    for name in ("preprocess/1/tokenizer.json", "image_encoder/1/model.pt", "fusion_head/1/model.pt"):
+        assert (repository / name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "absent.toml", "--out", "run"], "absent.toml: no such file"),
+        (["evaluate", "absent"], "absent: not a finished run (model.safetensors is missing)"),
+        (["predict", "absent", "--image", "absent.png"], "--image absent.png: no such file"),
+        (["export", "absent"], "absent: not a finished run (model.safetensors is missing)"),
+    ],
+    ids=["train", "evaluate", "predict", "export"],
+)
+def test_what_the_user_can_put_right_is_one_message_and_status_one(
+    diptych: Diptych, arguments: list[str], message: str
+) -> None:
+    status, output, errors = diptych(*arguments)
+    assert (status, output) == (1, "")
+    assert errors.startswith(f"error: {message}")
+    assert "Traceback" not in errors
+
+
+def test_an_item_that_cannot_be_answered_is_the_preprocessors_message(
+    diptych: Diptych, tiny_run: Run
+) -> None:
+    status, _, errors = diptych("predict", tiny_run.directory)
+    assert status == 1
+    assert errors.startswith("error: preprocess: image and text: found both empty; accepted: an image file,")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "absent.toml", "--out", "run"], "absent.toml: no such file"),
+        (["serve", "absent"], "absent: not a model repository, absent/classifier/config.pbtxt is missing"),
+    ],
+    ids=["train", "serve"],
+)
+def test_the_installed_command_fails_without_a_traceback(arguments: list[str], message: str) -> None:
+    command = [Path(sys.executable).with_name("diptych"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {message}")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,262 @@
+"""The exported repository: what it holds, what stops it, and what a second export may not touch."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_catalogue
+from google.protobuf import text_format
+from tiny_repository import load_script
+from torch import Tensor, nn
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from diptych.dataset import to_inputs
+from diptych.errors import UserError
+from diptych.export.repository import export
+from diptych.export.torchscript import run_parts
+from diptych.models.classifier import Inputs
+from diptych.preprocessing import Row
+from diptych.run import Run
+
+PARTS = ("image_encoder", "text_encoder", "fusion_head")
+MODELS = ("classifier", "preprocess", *PARTS)
+
+
+class ScalesSmallBatches(nn.Module):
+    """A backbone with a branch in Python, which tracing freezes as its example took it."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        scale = 3.0 if len(pixels) < 5 else 1.0
+        return scale * self.backbone(pixels)
+
+
+@pytest.fixture
+def spoiled_run(tiny_run: Run) -> Run:
+    model = copy.deepcopy(tiny_run.model)
+    model.image_encoder.backbone = ScalesSmallBatches(model.image_encoder.backbone)
+    return dataclasses.replace(tiny_run, model=model)
+
+
+@pytest.fixture(scope="module")
+def repository(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 1, for the tests that only read or are refused."""
+    repository = tmp_path_factory.mktemp("export") / "model_repository"
+    export(tiny_run, repository)
+    return repository
+
+
+@pytest.fixture(scope="module")
+def parts(repository: Path) -> dict[str, torch.jit.ScriptModule]:
+    return {name: load_script(repository / name / "1/model.pt") for name in PARTS}
+
+
+def contents(directory: Path) -> dict[str, str]:
+    """Every file below and its checksum; every directory."""
+    return {
+        str(path.relative_to(directory)): checksum(path) if path.is_file() else "directory"
+        for path in sorted(directory.rglob("*"))
+    }
+
+
+def checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_ensemble(repository: Path) -> ModelConfig:
+    return text_format.Parse((repository / "classifier/config.pbtxt").read_text(), ModelConfig())
+
+
+def test_a_repository_holds_one_complete_version_of_every_model(repository: Path) -> None:
+    assert sorted(contents(repository)) == sorted(
+        [
+            *MODELS,
+            *(f"{model}/config.pbtxt" for model in MODELS),
+            *(f"{model}/1" for model in MODELS),
+            *(f"{part}/1/model.pt" for part in PARTS),
+            "fusion_head/labels.txt",
+            "classifier/1/manifest.json",
+            "preprocess/1/model.py",
+            "preprocess/1/preprocessing.py",
+            "preprocess/1/preprocessing.json",
+            "preprocess/1/tokenizer.json",
+        ]
+    )
+    assert [path.name for path in repository.parent.iterdir()] == [repository.name]
+
+
+def test_the_manifest_keeps_the_parity_figures_and_the_checksum_of_every_file(
+    repository: Path, tiny_run: Run
+) -> None:
+    manifest = json.loads((repository / "classifier/1/manifest.json").read_text())
+    assert [result["form"] for result in manifest["parity"]] == ["TorchScript", "reloaded files"]
+    for result in manifest["parity"]:
+        assert 0 <= result["max_difference"] <= 1e-5
+        assert result["label_agreement"] == 1.0
+        assert result["num_rows"] > 100
+    files = {name: found for name, found in contents(repository).items() if found != "directory"}
+    del files["classifier/1/manifest.json"]
+    assert manifest["sha256"] == files
+    assert manifest["run"]["weights_sha256"] == checksum(tiny_run.directory / "model.safetensors")
+    assert (manifest["version"], manifest["labels"]) == (1, tiny_run.labels)
+    assert manifest["signatures"]["image_encoder"].startswith("forward(")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+@pytest.mark.parametrize("words", ["leaf", "a leaf and a garden " * 20], ids=["short", "full length"])
+@pytest.mark.parametrize("absent", ["nothing", "pictures", "words", "in turns"])
+def test_the_files_answer_as_the_eager_model(
+    parts: dict[str, torch.jit.ScriptModule],
+    tiny_run: Run,
+    tmp_path: Path,
+    batch_size: int,
+    words: str,
+    absent: str,
+) -> None:
+    pictures = sorted(make_catalogue(tmp_path / "items", 9).parent.glob("*.png"))[:batch_size]
+    has_picture = {"pictures": [False] * 7, "in turns": [True, False, True] * 3}.get(absent, [True] * 7)
+    has_words = {"words": [False] * 7, "in turns": [True, True, False] * 3}.get(absent, [True] * 7)
+    rows = tiny_run.preprocessor.rows(
+        [
+            (picture.read_bytes() * has_picture[index], f"{words} {index}".encode() * has_words[index])
+            for index, picture in enumerate(pictures)
+        ]
+    )
+    batch = to_inputs([row for row in rows if isinstance(row, Row)])
+    assert len(batch.input_ids) == batch_size
+    torch.testing.assert_close(run_parts(parts, batch), eager_answer(tiny_run, batch), atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def eager_answer(run: Run, batch: Inputs) -> Tensor:
+    return (run.model.eval()(batch) / run.model.fusion_head.temperature).softmax(1)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_no_device_is_baked_into_a_file(parts: dict[str, torch.jit.ScriptModule], part: str) -> None:
+    graph = str(parts[part].inlined_graph)
+    assert "prim::Constant" in graph
+    assert 'value="cpu"' not in graph
+    assert "cuda" not in graph
+
+
+def test_a_graph_that_differs_stops_the_export_with_nothing_written(spoiled_run: Run, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "model_repository"
+    target.parent.mkdir()
+    with pytest.raises(
+        UserError,
+        match=r"parity: TorchScript differs .* by \d\.\d+e[-+]\d+ .*at most 1e-05 is accepted. Nothing was w",
+    ):
+        export(spoiled_run, target)
+    assert contents(tmp_path) == {"new": "directory"}
+
+
+def test_a_model_without_numbers_is_not_exported(tiny_run: Run, tmp_path: Path) -> None:
+    model = copy.deepcopy(tiny_run.model)
+    model.fusion_head.classifier.bias.data[0] = float("nan")
+    with pytest.raises(UserError, match="differs from the eager model by nan"):
+        export(dataclasses.replace(tiny_run, model=model), tmp_path / "model_repository")
+    assert contents(tmp_path) == {}
+
+
+def test_a_refused_second_export_leaves_the_first_as_it_was(spoiled_run: Run, repository: Path) -> None:
+    before = contents(repository.parent)
+    with pytest.raises(UserError, match="Nothing was written"):
+        export(spoiled_run, repository)
+    assert contents(repository.parent) == before
+
+
+def test_exporting_again_adds_a_version_of_every_part_and_moves_the_pins(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    repository = tmp_path / "model_repository"
+    export(tiny_run, repository)
+    first = contents(repository)
+    version, _ = export(tiny_run, repository)
+    second = contents(repository)
+    assert version == 2
+    changed = {name for name, found in first.items() if second.get(name) != found}
+    assert changed == {"classifier/config.pbtxt"}
+    added = {name for name in second if name not in first}
+    assert added == {name.replace("/1", "/2") for name in first if "/1" in name}
+    ensemble = read_ensemble(repository)
+    assert list(ensemble.version_policy.specific.versions) == [2]
+    assert [step.model_version for step in ensemble.ensemble_scheduling.step] == [2, 2, 2, 2]
+    assert json.loads((repository / "classifier/2/manifest.json").read_text())["version"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["model_repository"]
+
+
+def test_other_labels_are_another_repository(tiny_run: Run, repository: Path) -> None:
+    other = dataclasses.replace(tiny_run, labels=["warm", "green", "cold"])
+    before = contents(repository)
+    with pytest.raises(
+        UserError, match=r"serves other labels \(cold, green, warm\) than .* \(warm, green, cold\).*--to"
+    ):
+        export(other, repository)
+    assert contents(repository) == before
+
+
+def make_a_foreign_directory(path: Path) -> None:
+    (path / "photos").mkdir(parents=True)
+
+
+def make_an_empty_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def make_a_file(path: Path) -> None:
+    path.write_text("a file")
+
+
+def make_source_configs(path: Path) -> None:
+    (path / "classifier").mkdir(parents=True)
+    (path / "classifier/config.pbtxt").write_text('name: "classifier"')
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (make_a_foreign_directory, "exists and is not a Diptych repository; name a new directory with --to"),
+        (make_an_empty_directory, "exists and is not a Diptych repository; name a new directory with --to"),
+        (make_a_file, "exists and is not a Diptych repository; name a new directory with --to"),
+        (make_source_configs, "holds configs but no version of a model; name a new directory with --to"),
+    ],
+)
+def test_what_is_no_repository_is_left_alone(
+    tiny_run: Run, tmp_path: Path, make: Callable[[Path], None], message: str
+) -> None:
+    target = tmp_path / "target"
+    make(target)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=message):
+        export(tiny_run, target)
+    assert contents(tmp_path) == before
+
+
+def test_an_export_that_cannot_be_moved_into_place_takes_all_back(tiny_run: Run, tmp_path: Path) -> None:
+    repository = tmp_path / "model_repository"
+    export(tiny_run, repository)
+    (repository / "preprocess").rename(tmp_path / "elsewhere")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"version 2 could not be added \(.*preprocess.*\); nothing was chan"):
+        export(tiny_run, repository)
+    assert contents(tmp_path) == before
+
+
+def test_a_place_that_cannot_be_written_is_named(tiny_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=r"file/repository: version 1 could not be added \(.*'.*/file'\); noth"
+    ):
+        export(tiny_run, tmp_path / "file/repository")
+    assert contents(tmp_path) == {"file": checksum(tmp_path / "file")}

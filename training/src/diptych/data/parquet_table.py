@@ -1,0 +1,111 @@
+"""The rows of a Parquet file as they stand in it, pictures left where they can be read one by one.
+
+A cell of Parquet cannot be read alone: a whole group of rows is compressed together, often the whole file.
+So a column of pictures is copied to a plain file once (picture_copy.py), and an item is a place in that.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from diptych.data.items import BadRow, Item
+from diptych.data.location import Location
+from diptych.data.picture_copy import PictureCopy, copy_pictures
+from diptych.errors import UserError
+
+REQUIRED = ("description", "category")
+EXPECTED_TEXT = "strings"
+EXPECTED_IMAGE = "bytes, or the struct of bytes and path that Hugging Face datasets writes"
+ROWS_AT_ONCE = 16_384  # of short strings: a few MB
+# Else pyarrow reads the column of a whole group of rows at once, which is often the whole file.
+ONE_PAGE_AT_A_TIME = {"pre_buffer": False, "buffer_size": 2**20}
+
+
+def read_parquet(table: Location) -> Iterator[Item | BadRow]:
+    """Image paths resolved, pictures copied, nothing else looked at. A few rows at a time are in memory."""
+    try:
+        with table.open() as source, pq.ParquetFile(source, **ONE_PAGE_AT_A_TIME) as parquet:
+            schema = parquet.schema_arrow
+            _check_columns(schema, table)
+            pictures = paths = None
+            if "image_path" in schema.names:
+                paths = "image_path"
+            if "image" in schema.names:
+                kind = schema.field("image").type
+                is_struct = pa.types.is_struct(kind)
+                pictures = copy_pictures(parquet, "image.bytes" if is_struct else "image", table)
+                if is_struct and kind.get_field_index("path") >= 0:
+                    paths = "image.path"
+            yield from _rows(parquet, table, pictures, paths)
+    except pa.ArrowException as error:
+        raise UserError(f"{table}: cannot read it as Parquet: {error}") from None
+
+
+def _rows(
+    parquet: pq.ParquetFile, table: Location, pictures: PictureCopy | None, paths: str | None
+) -> Iterator[Item | BadRow]:
+    number = 0
+    for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=[*REQUIRED, *([paths] if paths else [])]):
+        columns = [_column(batch, name) for name in REQUIRED]
+        columns.append(_column(batch, paths) if paths else [b""] * len(batch))
+        for cells in zip(*columns, strict=True):
+            number += 1
+            try:
+                text, category, path = (cell.decode("utf-8").strip() for cell in cells)
+            except UnicodeDecodeError as error:
+                detail = f"byte 0x{error.object[error.start]:02x}"
+                yield BadRow(line=number, reason="invalid UTF-8", detail=detail)
+                continue
+            image = pictures.cell(number - 1) if pictures else None
+            yield Item(
+                table=table,
+                line=number,
+                image=image or (table.beside(path) if path else None),
+                text=text,
+                category=sys.intern(category),  # millions of rows share the names of their few categories
+            )
+
+
+def _column(batch: pa.RecordBatch, name: str) -> list[bytes]:
+    """The cells of strings as bytes, so that one that is not UTF-8 spoils one row only; null as empty."""
+    column, _, field = name.partition(".")
+    cells = batch.column(column)
+    if field:
+        cells = pc.struct_field(cells, field)
+    values: list[bytes | None] = cells.cast(pa.large_binary()).to_pylist()
+    return [value or b"" for value in values]
+
+
+def _check_columns(schema: pa.Schema, table: Location) -> None:
+    missing = [name for name in REQUIRED if name not in schema.names]
+    if not {"image", "image_path"} & set(schema.names):
+        missing.insert(0, "image_path or image")
+    if missing:
+        raise UserError(
+            f"{table}: no column {', '.join(missing)}. Found: {', '.join(schema.names) or 'nothing'}; "
+            f"required: image_path or image, {', '.join(REQUIRED)}."
+        )
+    for field in schema:
+        if field.name in (*REQUIRED, "image_path") and not _holds_text(field.type):
+            expected = EXPECTED_TEXT
+        elif field.name == "image" and not _holds_pictures(field.type):
+            expected = EXPECTED_IMAGE
+        else:
+            continue
+        raise UserError(f"{table}: column {field.name} holds {field.type}; expected: {expected}.")
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return kind in (pa.string(), pa.large_string(), pa.string_view(), pa.null())
+
+
+def _holds_pictures(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_pictures(kind.field("bytes").type)
+    return kind in (pa.binary(), pa.large_binary(), pa.binary_view(), pa.null())

@@ -1,0 +1,46 @@
+"""Puts an evaluation on one page: RUN/report.html, with everything it needs inside it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from importlib.metadata import version
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from diptych.report import sections
+from diptych.report.evaluation import Evaluation
+from diptych.report.mistakes import find_mistakes
+from diptych.run import CONFIG_FILE, METRICS_FILE
+
+REPORT_FILE = "report.html"
+
+
+def write_report(evaluation: Evaluation) -> None:
+    """Write RUN/report.html. Takes scores from RUN/metrics.json, so that the two never differ."""
+    run = evaluation.run
+    saved = json.loads((run.directory / METRICS_FILE).read_text("utf-8"))
+    environment = Environment(
+        loader=PackageLoader("diptych.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.jinja").render(
+        run=run,
+        date=datetime.date.today().isoformat(),
+        versions={name: version(name) for name in ("diptych", "torch")},
+        num_parameters=sum(tensor.numel() for tensor in run.model.parameters()),
+        config=(run.directory / CONFIG_FILE).read_text("utf-8"),
+        cost=sections.describe_cost(saved.get("train", {})),
+        curves=sections.draw_curves(run, saved),
+        **sections.describe_scores(evaluation, saved["test"]),
+        **sections.describe_categories(evaluation),
+        **sections.describe_confidence(evaluation),
+        missing=sections.describe_missing(evaluation),
+        mistakes=find_mistakes(
+            evaluation.items, evaluation.truth, evaluation.answers, run.labels, run.preprocessor.spec
+        ),
+    )
+    (run.directory / REPORT_FILE).write_text(page, "utf-8")
