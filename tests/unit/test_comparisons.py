@@ -1,0 +1,77 @@
+"""Ablation, baselines and doubtful labels on the tiny task."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import COLOURS, WORDS, write_catalogue, write_picture
+from diptych.ablation import ablate, draw_table, measure_baselines, variants
+from diptych.config import load_config
+from diptych.doubtful import find_suspects, plot_suspects, write_suspects
+from diptych.models.fusion import FUSIONS
+from diptych.run import Run
+
+
+def test_the_variants_are_every_fusion_and_each_modality_alone(tiny_config: Path) -> None:
+    names = [name for name, _ in variants(load_config(tiny_config))]
+    assert names == [*FUSIONS, "picture alone", "words alone", "no modality dropout"]
+
+
+def test_an_ablation_trains_each_variant_once_and_goes_on_where_it_stopped(
+    tiny_config: Path, tmp_path: Path
+) -> None:
+    config = load_config(tiny_config, ["train.epochs=1"])
+    results = ablate(config, tmp_path, seeds=[0])
+    assert json.loads((tmp_path / "ablation.json").read_text()) == results
+    weights = tmp_path / "concat-0" / "model.safetensors"
+    trained = weights.stat().st_mtime_ns
+    assert ablate(config, tmp_path, seeds=[0]) == results
+    assert weights.stat().st_mtime_ns == trained
+    table = draw_table(results, {})
+    assert table.row_count == len(results)
+
+
+def test_the_baselines_learn_the_tiny_task(tiny_run: Run) -> None:
+    baselines = measure_baselines(tiny_run)
+    assert baselines["linear probe"]["accuracy"] > 0.8
+    assert baselines["TF-IDF, logistic regression"]["accuracy"] > 0.8
+
+
+@pytest.fixture
+def mislabelled(tiny_config: Path, tmp_path: Path) -> tuple[Path, set[int]]:
+    """A catalogue in which four items carry another item's category, and their lines."""
+    rows, wrong = [], {10, 30, 50, 70}
+    for seed in range(80):
+        category = sorted(COLOURS)[seed % 3]
+        write_picture(tmp_path / f"{seed}.png", category, seed)
+        words = WORDS[category].split()
+        given = sorted(COLOURS)[(seed + 1) % 3] if seed in wrong else category
+        rows.append((f"{seed}.png", f"{words[seed % 4]} {words[(seed + 1) % 4]}", given))
+    return write_catalogue(tmp_path / "items.csv", rows), {seed + 2 for seed in wrong}
+
+
+def test_wrong_labels_are_found_listed_and_drawn(
+    tiny_config: Path, tmp_path: Path, mislabelled: tuple[Path, set[int]]
+) -> None:
+    table, wrong_lines = mislabelled
+    suspects = find_suspects(load_config(tiny_config, [f"data.train_csv={table}"]))
+    found = {suspect.item.line for suspect in suspects if suspect.item.table.name == "items.csv"}
+    assert wrong_lines <= found
+    assert len(found) < 12
+    assert all(suspect.suggested != suspect.item.category for suspect in suspects)
+
+    write_suspects(suspects, tmp_path / "doubtful.csv")
+    with (tmp_path / "doubtful.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(suspects)
+
+
+def test_the_suspects_are_drawn_on_one_sheet(tiny_config: Path, tiny_run: Run, tmp_path: Path) -> None:
+    suspects = find_suspects(load_config(tiny_config))[:3]
+    plot_suspects(suspects, tiny_run.preprocessor.spec, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 1000
