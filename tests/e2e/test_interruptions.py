@@ -107,6 +107,7 @@ def test_two_processes_end_like_one_with_the_same_global_batch(tiny_config: Path
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert two.returncode == 0, two.stderr
+    assert two.stdout.count("accuracy") == 1  # one process evaluates and prints
     train(load_config(tiny_config, overrides), tmp_path / "one")
     histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two")]
     for one, two in zip(*histories, strict=True):

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import COLOURS, WORDS, write_catalogue, write_picture
 from PIL import Image
 
-from conftest import COLOURS, WORDS, write_catalogue, write_picture
 from diptych.ablation import ablate, draw_table, measure_baselines, variants
 from diptych.config import load_config
 from diptych.doubtful import find_suspects, plot_suspects, write_suspects

@@ -49,10 +49,13 @@ def train(
     """Train a classifier, then evaluate it where the config names a test set."""
     from diptych.config import load_config
     from diptych.evaluate import evaluate
+    from diptych.parallel import is_main_process
     from diptych.train import train
 
     skip = ["data.skip_bad_rows=true"] if skip_bad_rows else []
     run = train(load_config(config, [*(overrides or []), *skip]), out)
+    if not is_main_process():
+        return
     if run.config.data.test_csv:
         evaluate(run)
     _print_scores(run.directory)

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
@@ -27,6 +27,11 @@ def start_accelerator(precision: Precision) -> Accelerator:
         # A batch without a single picture or a single text leaves an encoder unused.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+
+
+def is_main_process() -> bool:
+    """Whether this process, of all that train together, is the one that writes and prints."""
+    return bool(PartialState().is_main_process)
 
 
 def choose_precision(precision: Precision) -> Literal["fp32", "bf16", "fp16"]:

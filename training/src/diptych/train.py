@@ -71,7 +71,7 @@ def train(config: Config, out: Path) -> Run:
     # Calibrate and save.
     model = trainer.take_best()
     if not accelerator.is_main_process:
-        return run
+        return run  # the main process does the rest
     val_embeddings = embed_items_once(model, val_items, preprocessor, title="validation items")
     model.fusion_head.temperature.fill_(fit_temperature(classify(model, val_embeddings), val_truth))
     run.save()
