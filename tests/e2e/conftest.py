@@ -24,7 +24,7 @@ def server(exported_repository: Path) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def items(tiny_run: Run) -> list[Item]:
     """Validation items, every kind of them: both modalities, picture only, words only."""
-    directory = tiny_run.config.data.val_csv.parent
+    directory = Path(tiny_run.config.data.val_csv).parent
     pictures = [path.read_bytes() for path in sorted(directory.glob("*.png"))[:9]]
     texts = [f"a {word} number {number}".encode() for number, word in enumerate(9 * ["snow", "leaf", "lamp"])]
     both = list(zip(pictures, texts, strict=False))

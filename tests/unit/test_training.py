@@ -126,6 +126,12 @@ def test_the_temperature_softens_what_is_overconfident() -> None:
     assert after < 0.05 < before
 
 
+def test_a_validation_set_without_mistakes_does_not_make_the_model_certain() -> None:
+    labels = torch.arange(3).repeat(50)
+    logits = torch.nn.functional.one_hot(labels, 3) * 2.0
+    assert fit_temperature(logits, labels) == pytest.approx(0.368, abs=0.001)
+
+
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
     probabilities = np.array([[0.9, 0.1]] * 10, np.float32)
     labels = np.array([0] * 6 + [1] * 4)

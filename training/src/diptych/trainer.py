@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from diptych.augmentation import AugmentedItems
 from diptych.checkpoint import load_checkpoint, save_checkpoint
-from diptych.data.catalogue import Item
+from diptych.data.items import Item
 from diptych.dataset import EmbeddedItems, ItemDataset, collate
 from diptych.embedding_cache import embed_items_once
 from diptych.epochs import Epoch, MicroBatch, balancing_weights, num_steps, plan_epoch
