@@ -18,6 +18,16 @@ data_app = typer.Typer(no_args_is_help=True, help="Make the catalogues of items 
 app.add_typer(data_app, name="data")
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, made by `diptych train`.")]
+ConfigArgument = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A TOML file, such as those in training/configs/.")
+]
+Overrides = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; repeatable."),
+]
+ImageOption = Annotated[Optional[Path], typer.Option(help="A picture file.")]
+TextOption = Annotated[str, typer.Option(help="A few words.")]
+PlotOption = Annotated[Optional[Path], typer.Option(help="Draw it into this PNG.")]
 
 
 def main() -> None:
@@ -32,16 +42,9 @@ def main() -> None:
 
 @app.command()
 def train(
-    config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="A TOML file, such as those in training/configs/.")
-    ],
+    config: ConfigArgument,
     out: Annotated[Path, typer.Option(help="The run directory to write.")],
-    overrides: Annotated[
-        Optional[list[str]],
-        typer.Option(
-            "--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; repeatable."
-        ),
-    ] = None,
+    overrides: Overrides = None,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave rows out that cannot be used, and list them.")
     ] = False,
@@ -74,21 +77,16 @@ def evaluate(run: RunArgument) -> None:
 @app.command()
 def predict(
     run: RunArgument,
-    image: Annotated[Optional[Path], typer.Option(help="A picture file.")] = None,
-    text: Annotated[str, typer.Option(help="A few words.")] = "",
-    plot: Annotated[
-        Optional[Path],
-        typer.Option(help="Draw the item beside its probabilities into this PNG."),
-    ] = None,
+    image: ImageOption = None,
+    text: TextOption = "",
+    plot: PlotOption = None,
 ) -> None:
     """Classify one item in process."""
     from diptych.plots import open_picture, plot_prediction
     from diptych.predict import predict
     from diptych.run import load_run
 
-    if image and not image.is_file():
-        raise UserError(f"--image {image}: no such file")
-    data = image.read_bytes() if image else b""
+    data = _read_picture(image)
     loaded = load_run(run)
     probabilities = predict(loaded, data, text)
     for label, probability in probabilities.items():
@@ -101,20 +99,16 @@ def predict(
 @app.command()
 def explain(
     run: RunArgument,
-    image: Annotated[Optional[Path], typer.Option(help="A picture file.")] = None,
-    text: Annotated[str, typer.Option(help="A few words.")] = "",
-    plot: Annotated[
-        Optional[Path], typer.Option(help="Draw the item beside the three answers into this PNG.")
-    ] = None,
+    image: ImageOption = None,
+    text: TextOption = "",
+    plot: PlotOption = None,
 ) -> None:
     """Which modality decided: the answer to one item, and to what is left when either is taken away."""
     from diptych.explain import describe, explain
     from diptych.plots import open_picture, plot_explanation
     from diptych.run import load_run
 
-    if image and not image.is_file():
-        raise UserError(f"--image {image}: no such file")
-    data = image.read_bytes() if image else b""
+    data = _read_picture(image)
     loaded = load_run(run)
     explanation = explain(loaded, data, text)
     typer.echo(describe(explanation))
@@ -186,15 +180,10 @@ def demo(
 
 @app.command()
 def ablate(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="What the variants start from.")],
+    config: ConfigArgument,
     out: Annotated[Path, typer.Option(help="Where the variants' runs go.")],
     seeds: Annotated[int, typer.Option(help="How many seeds each variant is trained with.", min=1)] = 3,
-    overrides: Annotated[
-        Optional[list[str]],
-        typer.Option(
-            "--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; repeatable."
-        ),
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """What each part is worth: every fusion, each modality alone, no modality dropout, simple baselines."""
     from rich.console import Console
@@ -205,21 +194,15 @@ def ablate(
 
     results = ablate(load_config(config, overrides or []), out, range(seeds))
     baselines = measure_baselines(load_run(out / f"{next(iter(results))}-0"))
-    stdout = Console()
-    Console(width=max(stdout.width, 110)).print(draw_table(results, baselines))
+    Console(width=max(Console().width, 110)).print(draw_table(results, baselines))
 
 
 @app.command()
 def doubt(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A config with the data in question.")],
+    config: ConfigArgument,
     out: Annotated[Path, typer.Option(help="Where the list and the picture go.")] = Path("doubtful"),
     top: Annotated[int, typer.Option(help="How many to draw.", min=1)] = 20,
-    overrides: Annotated[
-        Optional[list[str]],
-        typer.Option(
-            "--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; repeatable."
-        ),
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """List and draw the items whose labels are most likely wrong."""
     from diptych.config import load_config
@@ -259,6 +242,14 @@ def openclipart(
     from diptych.data.prepared import print_summary
 
     print_summary(prepare_openclipart(out, source=source, seed=seed), Console())
+
+
+def _read_picture(image: Path | None) -> bytes:
+    if image is None:
+        return b""
+    if not image.is_file():
+        raise UserError(f"--image {image}: no such file")
+    return image.read_bytes()
 
 
 def _print_scores(run: Path) -> None:

@@ -20,9 +20,8 @@ from diptych.config import Config
 from diptych.data.catalogue import labels_of
 from diptych.data.items import Item
 from diptych.embedding_cache import embed_items_once
-from diptych.models.backbones import build_image_encoder, build_text_encoder, tokenizer_json
-from diptych.models.classifier import Classifier, Embeddings
-from diptych.models.fusion import FusionHead
+from diptych.models.backbones import build_classifier, tokenizer_json
+from diptych.models.classifier import Embeddings
 from diptych.plots import open_picture
 from diptych.preprocessing import PreprocessingSpec, Preprocessor
 from diptych.train import read_catalogues
@@ -53,11 +52,7 @@ def find_suspects(config: Config) -> list[Suspect]:
     items = [*train_items, *val_items]
     labels = config.data.labels or labels_of(train_items)
     truth = np.array([labels.index(item.category) for item in items])
-    model = Classifier(
-        build_image_encoder(config.image),
-        build_text_encoder(config.text),
-        FusionHead(config.fusion, len(labels)),
-    )
+    model = build_classifier(config.image, config.text, config.fusion, len(labels))
     preprocessor = Preprocessor(spec, tokenizer_json(config.text))
     embeddings = embed_items_once(model, items, preprocessor, title="all items")
     probabilities = cross_val_predict(

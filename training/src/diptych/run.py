@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from diptych.config import Config, load_config, save_config
 from diptych.errors import UserError
-from diptych.models.backbones import build_image_encoder, build_text_encoder, text_architecture
+from diptych.models.backbones import build_classifier, text_architecture
 from diptych.models.classifier import Classifier
-from diptych.models.fusion import FusionHead
 from diptych.preprocessing import Preprocessor
 
 CONFIG_FILE = "config.toml"
@@ -54,10 +53,8 @@ def load_run(directory: Path) -> Run:
     config = load_config(directory / CONFIG_FILE)
     labels = (directory / LABELS_FILE).read_text("utf-8").splitlines()
     image = dataclasses.replace(config.image, weights="random")
-    model = Classifier(
-        build_image_encoder(image),
-        build_text_encoder(config.text, directory / TEXT_ARCHITECTURE),
-        FusionHead(config.fusion, len(labels)),
+    model = build_classifier(
+        image, config.text, config.fusion, len(labels), text_architecture=directory / TEXT_ARCHITECTURE
     )
     model.load_state_dict(load_file(directory / WEIGHTS_FILE))
     return Run(

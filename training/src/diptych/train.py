@@ -21,9 +21,8 @@ from diptych.data.items import Item
 from diptych.embedding_cache import embed_items, embed_items_once
 from diptych.evaluate import evaluate_conditions
 from diptych.metrics import summarize
-from diptych.models.backbones import build_image_encoder, build_text_encoder, tokenizer_json
+from diptych.models.backbones import build_classifier, tokenizer_json
 from diptych.models.classifier import Classifier, Embeddings
-from diptych.models.fusion import FusionHead
 from diptych.parallel import from_main, gather_interleaved, start_accelerator
 from diptych.plots import plot_history
 from diptych.predict import classify
@@ -47,11 +46,7 @@ def train(config: Config, out: Path) -> Run:
     val_truth = torch.tensor([labels.index(item.category) for item in val_items])
 
     # Build.
-    model = Classifier(
-        build_image_encoder(config.image),
-        build_text_encoder(config.text),
-        FusionHead(config.fusion, len(labels)),
-    )
+    model = build_classifier(config.image, config.text, config.fusion, len(labels))
     preprocessor = Preprocessor(spec, tokenizer_json(config.text))
     run = Run(directory=out, config=config, labels=labels, preprocessor=preprocessor, model=model)
     trainer = Trainer(run, train_items, accelerator)

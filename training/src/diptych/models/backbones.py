@@ -18,6 +18,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers import logging as transformers_logging
 
 from diptych.errors import UserError
+from diptych.models.classifier import Classifier
+from diptych.models.fusion import FusionConfig, FusionHead
 from diptych.models.image_encoder import ImageConfig, ImageEncoder
 from diptych.models.projection import Projection
 from diptych.models.text_encoder import PooledBackbone, TextConfig, TextEncoder
@@ -25,6 +27,21 @@ from diptych.models.text_encoder import PooledBackbone, TextConfig, TextEncoder
 # Its bars and advice are about its own API; ours is what the user sees.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+
+
+def build_classifier(
+    image: ImageConfig,
+    text: TextConfig,
+    fusion: FusionConfig,
+    num_labels: int,
+    text_architecture: Path | None = None,
+) -> Classifier:
+    """The whole model; see the builders of its parts."""
+    return Classifier(
+        build_image_encoder(image),
+        build_text_encoder(text, text_architecture),
+        FusionHead(fusion, num_labels),
+    )
 
 
 def build_image_encoder(config: ImageConfig) -> ImageEncoder:
