@@ -23,7 +23,7 @@ from diptych.evaluate import evaluate_conditions
 from diptych.metrics import summarize
 from diptych.models.backbones import build_classifier, tokenizer_json
 from diptych.models.classifier import Classifier, Embeddings
-from diptych.parallel import from_main, gather_interleaved, start_accelerator
+from diptych.parallel import choose_precision, from_main, gather_interleaved, start_accelerator
 from diptych.plots import plot_history
 from diptych.predict import classify
 from diptych.preprocessing import PreprocessingSpec, Preprocessor
@@ -82,7 +82,7 @@ def train(config: Config, out: Path) -> Run:
         "peak_memory_mb": peak_memory_mb(),
         "num_processes": accelerator.num_processes,
         "device": accelerator.device.type,
-        "precision": accelerator.mixed_precision,
+        "precision": choose_precision(config.train.precision),
         "temperature": round(model.fusion_head.temperature.item(), 4),
     }
     update_metrics(out, train=cost, val=evaluate_conditions(model, val_embeddings, val_truth.numpy()))
