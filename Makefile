@@ -29,13 +29,14 @@ $(SETUP): training/pyproject.toml training/constraints.txt client/pyproject.toml
 		--constraint training/constraints.txt --editable client --editable 'training[quickstart,embedded,dev]'
 	@touch $@
 
-$(DATA): $(SETUP)
+$(DATA): | $(SETUP)
 	@$(BIN)/diptych data openclipart --out data/openclipart
 
-$(RUN)/metrics.json: $(DATA) $(CONFIG)
+# The weights, and not metrics.json, which evaluation writes anew each time.
+$(RUN)/model.safetensors: $(DATA) $(CONFIG)
 	@$(BIN)/diptych train $(CONFIG) --out $(RUN)
 
-$(EXPORTED): $(RUN)/metrics.json
+$(EXPORTED): $(RUN)/model.safetensors
 	@$(BIN)/diptych export $(RUN) --to $(REPOSITORY)
 	@touch $@
 
