@@ -12,7 +12,7 @@ DATA := data/openclipart/train.csv
 RUN := runs/quickstart
 CONFIG := training/configs/quickstart.toml
 REPOSITORY := build/model_repository
-EXPORTED := $(REPOSITORY)/.exported
+EXPORTED := $(REPOSITORY)/classifier/config.pbtxt
 
 .PHONY: help setup demo test check lint format serve clean
 
@@ -38,7 +38,6 @@ $(RUN)/model.safetensors: $(DATA) $(CONFIG)
 
 $(EXPORTED): $(RUN)/model.safetensors
 	@$(BIN)/diptych export $(RUN) --to $(REPOSITORY)
-	@touch $@
 
 demo: $(EXPORTED) ## the main job on real data: train, evaluate, export, serve, classify over gRPC and HTTP
 	@$(BIN)/diptych evaluate $(RUN)
