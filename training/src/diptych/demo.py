@@ -39,7 +39,7 @@ def demonstrate(run: Run, repository: Path, plot: Path) -> None:
                 [ask(clients[wire], item, image, text) for wire, image, text in QUESTIONS.values()]
                 for item in track(items, "Classifying held-out items", len(items))
             ]
-    Console(width=max(Console().width, 124)).print(draw_table(items, rows))
+    Console(width=max(Console().width, 136)).print(draw_table(items, rows))
     item, answer = items[0], rows[0][0]
     picture = open_picture(item.read_image(), run.preprocessor.spec)
     plot_prediction(picture, item.text, answer.probabilities, plot, truth=item.category)
