@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from cleanlab.filter import find_label_issues
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -47,6 +48,7 @@ def find_suspects(config: Config) -> list[Suspect]:
     A linear probe on the pretrained backbones, never fine-tuned on these labels, answers each item from the
     folds that it is not in (Northcutt et al., 2021, "Confident Learning").
     """
+    torch.manual_seed(config.seed)  # backbones may be random
     spec = PreprocessingSpec(image_size_px=config.image.size_px, max_tokens=config.text.max_tokens)
     train_items, val_items = read_catalogues(config, spec)
     items = [*train_items, *val_items]
