@@ -61,7 +61,7 @@ def test_wrong_labels_are_found_listed_and_drawn(
     table, wrong_lines = mislabelled
     suspects = find_suspects(load_config(tiny_config, [f"data.train_csv={table}"]))
     found = {suspect.item.line for suspect in suspects if suspect.item.table.name == "items.csv"}
-    assert len(wrong_lines & found) >= 3  # of four, with backbones of random weights
+    assert wrong_lines <= found
     assert len(found) < 12
     assert all(suspect.suggested != suspect.item.category for suspect in suspects)
 

@@ -37,8 +37,8 @@ def is_main_process() -> bool:
 def choose_precision(precision: Precision) -> Literal["fp32", "bf16", "fp16"]:
     """'auto' is 16-bit on GPUs and fp32 on CPUs.
 
-    Training in bf16 on two cores with avx512_bf16 took 1.7 times as long as in fp32: the backward pass of
-    depthwise convolutions has no bf16 kernel there (EfficientNet-Lite0 with MiniLM-L6, torch 2.12.1).
+    Training in bf16 on two cores with avx512_bf16 took 1.7 times as long as in fp32 (EfficientNet-Lite0
+    with MiniLM-L6, batches of 32, torch 2.12.1; one run, on a machine that others used).
     """
     if precision != "auto":
         return precision
