@@ -10,30 +10,43 @@ import pytest
 from conftest import COLOURS, WORDS, write_catalogue, write_picture
 from PIL import Image
 
-from diptych.ablation import ablate, draw_table, measure_baselines, variants
+from diptych.ablation import ablate, balance_table, measure_baselines, plot_ablation, score_table, variants
 from diptych.config import load_config
 from diptych.doubtful import find_suspects, plot_suspects, write_suspects
 from diptych.models.fusion import FUSIONS
 from diptych.run import Run
 
 
-def test_the_variants_are_every_fusion_and_each_modality_alone(tiny_config: Path) -> None:
-    names = [name for name, _ in variants(load_config(tiny_config))]
-    assert names == [*FUSIONS, "picture alone", "words alone", "no modality dropout"]
+def test_the_variants_are_fusions_balances_and_modalities(tiny_config: Path) -> None:
+    assert list(variants(load_config(tiny_config))) == [
+        *FUSIONS,
+        "balance weights",
+        "balance sampling",
+        "loss of each alone",
+        "neither",
+        "picture alone",
+        "words alone",
+    ]
 
 
 def test_an_ablation_trains_each_variant_once_and_goes_on_where_it_stopped(
     tiny_config: Path, tmp_path: Path
 ) -> None:
-    config = load_config(tiny_config, ["train.epochs=1"])
-    results = ablate(config, tmp_path, seeds=[0])
-    assert json.loads((tmp_path / "ablation.json").read_text()) == results
+    configs = variants(load_config(tiny_config, ["train.epochs=1"]))
+    results = ablate(configs, tmp_path, seeds=[0])
+    assert set(json.loads((tmp_path / "ablation.json").read_text())) == set(configs)
     weights = tmp_path / "concat-0" / "model.safetensors"
     trained = weights.stat().st_mtime_ns
-    assert ablate(config, tmp_path, seeds=[0]) == results
+    assert ablate(configs, tmp_path, seeds=[0]) == results
     assert weights.stat().st_mtime_ns == trained
-    table = draw_table(results, {})
-    assert table.row_count == len(results)
+
+    assert score_table(results, {}).row_count == len(configs)
+    categories = balance_table(results, own="concat")
+    assert categories.row_count == len(COLOURS)
+    assert len(categories.columns) == 5
+    plot_ablation(results, {"chance": {"accuracy": 1 / 3}}, tmp_path / "ablation.png")
+    with Image.open(tmp_path / "ablation.png") as picture:
+        assert picture.width > 1000
 
 
 def test_the_baselines_learn_the_tiny_task(tiny_run: Run) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_catalogue, write_catalogue
+from conftest import COLOURS, WORDS, make_catalogue, write_catalogue, write_picture
 from PIL import Image
 
 from diptych.calibration import fit_temperature
@@ -88,6 +88,40 @@ def test_backbones_are_trained_end_to_end_unless_frozen(
         "text_encoder.backbone.encoder.embeddings.word_embeddings.weight",
     ):
         assert torch.equal(before[name], after[name]) is is_frozen
+
+
+@pytest.mark.parametrize(("alone_loss", "is_learned"), [(0.0, False), (0.5, True)])
+def test_the_loss_of_each_alone_teaches_what_stands_for_a_missing_modality(
+    tiny_config: Path, tmp_path: Path, alone_loss: float, is_learned: bool
+) -> None:
+    whole = write_catalogue(  # nothing is missing here, and modality dropout takes nothing away
+        tmp_path / "whole.csv",
+        [(f"{seed}.png", WORDS[colour], colour) for seed, colour in enumerate(COLOURS)],
+    )
+    for seed, colour in enumerate(COLOURS):
+        write_picture(tmp_path / f"{seed}.png", colour, seed)
+    overrides = [
+        f"data.train_csv={whole}",
+        "train.drop_image=0.0",
+        "train.drop_text=0.0",
+        f"train.alone_loss={alone_loss}",
+    ]
+    config = load_config(tiny_config, ["train.epochs=2", "train.freeze_backbones=false", *overrides])
+    torch.manual_seed(config.seed)  # as `train` begins
+    before = build_classifier(config.image, config.text, config.fusion, 3).state_dict()
+    after = train(config, tmp_path / "run").model.state_dict()
+    for name in ("image_encoder.projection.absent", "text_encoder.projection.absent"):
+        assert torch.equal(before[name], after[name]) is not is_learned
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_batch_norms_keep_their_statistics_if_told_so(
+    tiny_config: Path, tmp_path: Path, is_frozen: bool
+) -> None:
+    overrides = ["train.freeze_backbones=false", f"train.freeze_batch_norm={str(is_frozen).lower()}"]
+    run = train(load_config(tiny_config, ["train.epochs=1", *overrides]), tmp_path / "run")
+    mean = run.model.image_encoder.backbone.bn1.running_mean
+    assert torch.equal(mean, torch.zeros_like(mean)) is is_frozen  # as random weights begin
 
 
 def test_bad_rows_stop_a_run_before_it_computes_anything(tiny_config: Path, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from rich.table import Table
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -24,47 +26,73 @@ from diptych.errors import UserError
 from diptych.evaluate import evaluate
 from diptych.metrics import summarize
 from diptych.models.fusion import FUSIONS
+from diptych.plots import CONDITION_COLOURS, CONDITION_MARKERS, PALE
+from diptych.predict import CONDITION_NAMES
+from diptych.progress import console
 from diptych.run import METRICS_FILE, Run
 from diptych.train import train
 
-CONDITIONS = ("both", "image_only", "text_only")
+CONDITIONS = tuple(CONDITION_NAMES)
 
 
-def ablate(config: Config, out: Path, seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
-    """Train every variant with every seed; what is there already is not trained again.
+class Trial(NamedTuple):
+    """One variant trained with one seed.
 
-    returns  name of the variant -> a seed's test metrics by condition, one each
+    scores     of the test split, by condition, as `diptych evaluate` writes them
+    f1         of each category, with both modalities
+    num_items  of each category in the test split
     """
-    if config.data.test_csv is None:
+
+    scores: dict[str, dict[str, Any]]
+    f1: dict[str, float]
+    num_items: dict[str, int]
+
+
+Results = Mapping[str, Sequence[Trial]]
+
+
+def ablate(configs: Mapping[str, Config], out: Path, seeds: Sequence[int]) -> Results:
+    """Train every config with every seed; what is there already is not trained again.
+
+    configs  by name, such as `variants` makes them
+    """
+    if any(config.data.test_csv is None for config in configs.values()):
         raise UserError("an ablation compares test metrics: set data.test_csv")
-    results: dict[str, list[dict[str, Any]]] = {}
-    for name, variant in variants(config):
-        for seed in seeds:
+    results: dict[str, list[Trial]] = {name: [] for name in configs}
+    for seed in seeds:  # seed by seed, so that an interrupted ablation holds whole rounds
+        for name, config in configs.items():
             directory = out / f"{name.replace(' ', '_')}-{seed}"
             if not _is_evaluated(directory):
-                evaluate(train(dataclasses.replace(variant, seed=seed), directory))
-            metrics = json.loads((directory / METRICS_FILE).read_text("utf-8"))
-            results.setdefault(name, []).append(metrics["test"])
-    (out / "ablation.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+                console.print(f"{name}, seed {seed}", style="bold")
+                evaluate(train(dataclasses.replace(config, seed=seed), directory))
+            results[name].append(_read_trial(directory))
+    table = {name: [trial._asdict() for trial in trials] for name, trials in results.items()}
+    (out / "ablation.json").write_text(json.dumps(table, indent=2) + "\n", "utf-8")
     return results
 
 
-def variants(config: Config) -> Iterator[tuple[str, Config]]:
-    """Each fusion, one modality alone, and the config without modality dropout."""
-    for kind in FUSIONS:
-        yield kind, dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, kind=kind))
-    for name, drop_image, drop_text in (
-        ("picture alone", 0.0, 1.0),
-        ("words alone", 1.0, 0.0),
-        ("no modality dropout", 0.0, 0.0),
-    ):
-        yield (
-            name,
-            dataclasses.replace(
-                config,
-                train=dataclasses.replace(config.train, drop_image=drop_image, drop_text=drop_text),
-            ),
-        )
+def variants(config: Config) -> dict[str, Config]:
+    """Each fusion, each way of balancing, of teaching to miss a modality, and each modality alone.
+
+    What equals the config itself is not there twice.
+    """
+
+    def trained(**changes: Any) -> Config:
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+    fusions = {
+        kind: dataclasses.replace(config, fusion=dataclasses.replace(config.fusion, kind=kind))
+        for kind in FUSIONS
+    }
+    others = {
+        **{f"balance {kind}": trained(balance=kind) for kind in ("none", "weights", "sampling")},
+        "modality dropout": trained(drop_image=0.15, drop_text=0.15, alone_loss=0.0),
+        "loss of each alone": trained(drop_image=0.0, drop_text=0.0, alone_loss=0.5),
+        "neither": trained(drop_image=0.0, drop_text=0.0, alone_loss=0.0),
+        "picture alone": trained(drop_image=0.0, drop_text=1.0, alone_loss=0.0),
+        "words alone": trained(drop_image=1.0, drop_text=0.0, alone_loss=0.0),
+    }
+    return fusions | {name: variant for name, variant in others.items() if variant != config}
 
 
 def measure_baselines(run: Run) -> dict[str, dict[str, Any]]:
@@ -95,20 +123,72 @@ def measure_baselines(run: Run) -> dict[str, dict[str, Any]]:
     }
 
 
-def draw_table(results: dict[str, list[dict[str, Any]]], baselines: dict[str, dict[str, Any]]) -> Table:
+def score_table(results: Results, baselines: Mapping[str, Mapping[str, Any]]) -> Table:
     """Mean and spread over seeds: accuracy, macro-F1 in brackets."""
     title = "Test accuracy (macro-F1), mean ± standard deviation over seeds"
     table = Table(title=title, title_justify="left")
     for column in ("variant", "both", "picture only", "words only"):
         table.add_column(column, no_wrap=True)
-    for name, seeds in results.items():
-        table.add_row(name, *(_cell([seed[condition] for seed in seeds]) for condition in CONDITIONS))
+    for name, trials in results.items():
+        cells = (_cell([trial.scores[condition] for trial in trials]) for condition in CONDITIONS)
+        table.add_row(name, *cells)
     for name, scores in baselines.items():
         table.add_row(name, _cell([scores]), "", "")
     return table
 
 
-def _cell(scores: Sequence[dict[str, Any]]) -> str:
+def balance_table(results: Results, own: str) -> Table:
+    """F1 of each category under each way of balancing, the rarest category first; mean over seeds.
+
+    own  name of the variant that is the config as it stands
+    """
+    columns = {own: results[own]} | {name: t for name, t in results.items() if name.startswith("balance ")}
+    num_items = results[own][0].num_items
+    table = Table(title="F1 by category with both modalities, mean over seeds", title_justify="left")
+    table.add_column("category", no_wrap=True)
+    table.add_column("test items", justify="right")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for label in sorted(num_items, key=num_items.__getitem__):
+        scores = (f"{mean(trial.f1[label] for trial in trials):.3f}" for trials in columns.values())
+        table.add_row(label, str(num_items[label]), *scores)
+    return table
+
+
+def plot_ablation(results: Results, baselines: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Accuracy of every seed as a dot, of their mean as a bar; both modalities and each alone."""
+    figure = Figure(figsize=(9.2, 0.42 * (len(results) + len(baselines)) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    names = [*results, *baselines]
+    for row, name in enumerate(names):
+        for condition in CONDITIONS if name in results else CONDITIONS[:1]:
+            scores = (
+                [trial.scores[condition]["accuracy"] for trial in results[name]]
+                if name in results
+                else [baselines[name]["accuracy"]]
+            )
+            colour = CONDITION_COLOURS[condition]
+            axes.plot(scores, [row] * len(scores), CONDITION_MARKERS[condition], color=colour, alpha=0.35)
+            axes.plot(mean(scores), row, "|", color=colour, markersize=16, markeredgewidth=3)
+    for condition in CONDITIONS:
+        axes.plot(
+            [],
+            [],
+            CONDITION_MARKERS[condition],
+            color=CONDITION_COLOURS[condition],
+            label=CONDITION_NAMES[condition],
+        )
+    axes.set(
+        yticks=range(len(names)), yticklabels=names, xlabel="test accuracy; dots are seeds, bars their mean"
+    )
+    axes.invert_yaxis()
+    axes.grid(axis="x", color=PALE, linewidth=0.6)
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    figure.savefig(path)
+
+
+def _cell(scores: Sequence[Mapping[str, Any]]) -> str:
     accuracy, macro_f1 = ([score[key] for score in scores] for key in ("accuracy", "macro_f1"))
     spread = f" ± {stdev(accuracy):.3f}" if len(accuracy) > 1 else ""
     return f"{mean(accuracy):.3f}{spread} ({mean(macro_f1):.3f})"
@@ -116,6 +196,18 @@ def _cell(scores: Sequence[dict[str, Any]]) -> str:
 
 def _truth(items: Sequence[Item], labels: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.array([labels.index(item.category) for item in items])
+
+
+def _read_trial(directory: Path) -> Trial:
+    confusion = json.loads((directory / "confusion_matrix.json").read_text("utf-8"))
+    matrix = np.array(confusion["rows_true_columns_predicted"])
+    hits, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    f1 = 2 * hits / np.maximum(true + predicted, 1)
+    return Trial(
+        scores=json.loads((directory / METRICS_FILE).read_text("utf-8"))["test"],
+        f1=dict(zip(confusion["labels"], f1.tolist(), strict=True)),
+        num_items=dict(zip(confusion["labels"], true.tolist(), strict=True)),
+    )
 
 
 def _is_evaluated(directory: Path) -> bool:

@@ -23,12 +23,15 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """freeze_backbones   train projections and fusion on embeddings that are computed once and cached
+    freeze_batch_norm  keep the image backbone's pretrained mean and variance; small batches estimate worse
     batch_size         items of one optimizer step, over all processes and accumulated parts
     accumulate         parts of a step that are computed one after the other, to save memory
     warmup             share of all steps in which the learning rate rises before it falls
     drop_image         share of training items that lose their picture, so that its absence is learned;
                        1 trains on words alone
     drop_text          likewise for words
+    alone_loss         weight of the loss of the picture alone, and of the words alone, beside that of the
+                       item as it is. Backbones run once for all three
     balance            rare categories weigh more in the loss ('weights') or are drawn more often ('sampling')
     patience           epochs without a better validation macro-F1 after which training ends
     ema_decay          judge and keep an exponential moving average of the weights
@@ -40,6 +43,7 @@ class TrainConfig:
     batch_size: Count = 32
     accumulate: Count = 1
     freeze_backbones: bool = False
+    freeze_batch_norm: bool = False
     lr: Positive = 1e-3
     backbone_lr: Positive = 2e-5
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.01
@@ -48,6 +52,7 @@ class TrainConfig:
     max_grad_norm: Positive = 1.0
     drop_image: Share = 0.15
     drop_text: Share = 0.15
+    alone_loss: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     balance: Literal["none", "weights", "sampling"] = "none"
     patience: Count | None = None
     ema_decay: Rate | None = None

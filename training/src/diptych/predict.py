@@ -82,4 +82,5 @@ def predict_probabilities(model: Classifier, embeddings: Embeddings) -> NDArray[
 def classify(model: Classifier, embeddings: Embeddings) -> Tensor:
     """(N, C) float32 logits, with dropout off, not calibrated."""
     device = model.fusion_head.temperature.device
-    return model.eval().classify_embeddings(embeddings.to(device)).cpu()
+    logits: Tensor = model.eval()(embeddings.to(device))
+    return logits.cpu()

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -100,6 +100,8 @@ class Trainer:
         )
         parts = self._parts(epoch)
         self._model.train()
+        if config.freeze_batch_norm:
+            freeze_batch_norm(self._run.model.image_encoder.backbone)
         starts_step = True
         for part, (batch, truth) in zip(parts, self._load(epoch, parts), strict=True):
             if starts_step:
@@ -148,18 +150,26 @@ class Trainer:
     def _fit(self, batch: Inputs | Embeddings, truth: Tensor, part: MicroBatch) -> None:
         """One forward and one backward pass."""
         position, accelerator = self.position, self._accelerator
-        truth = truth.to(accelerator.device)
-        weight = self._label_weights.to(accelerator.device) if self._config.balance == "weights" else None
+        batch, truth = batch.to(accelerator.device), truth.to(accelerator.device)
         with contextlib.nullcontext() if part.ends_step else accelerator.no_sync(self._model):
-            logits = self._model(batch.to(accelerator.device))
-            loss_sum = F.cross_entropy(
-                logits, truth, weight, label_smoothing=self._config.label_smoothing, reduction="sum"
+            views = self._model(batch, each_alone=True)
+            whole = self._loss_sum(views[0], truth)
+            image_alone, text_alone = (
+                self._loss_sum(logits[present], truth[present])
+                for logits, present in zip(views[1:], (batch.image_present, batch.text_present), strict=True)
             )
+            loss_sum = whole + self._config.alone_loss * (image_alone + text_alone)
             # Processes average their gradients; a step's gradient is the mean over all its items.
             accelerator.backward(loss_sum * accelerator.num_processes / part.step_size)
-        position.loss_sum += loss_sum.item()
-        position.num_correct += int((logits.argmax(1) == truth).sum())
+        position.loss_sum += whole.item()
+        position.num_correct += int((views[0].argmax(1) == truth).sum())
         position.num_seen += len(truth)
+
+    def _loss_sum(self, logits: Tensor, truth: Tensor) -> Tensor:
+        """Cross-entropy, summed over items; 0 where there is none."""
+        weight = self._label_weights.to(truth.device) if self._config.balance == "weights" else None
+        smoothing = self._config.label_smoothing
+        return F.cross_entropy(logits, truth, weight, label_smoothing=smoothing, reduction="sum")
 
     def _seed_step(self) -> None:
         """Dropout depends on the step, not on how the run came to it."""
@@ -241,6 +251,13 @@ def drop_modalities(batch: Inputs | Embeddings, chance: Tensor, config: TrainCon
     lose_image = (chance < config.drop_image) & batch.text_present
     lose_text = (chance >= 1 - config.drop_text) & batch.image_present & ~lose_image
     return batch.keep(image=~lose_image, text=~lose_text)
+
+
+def freeze_batch_norm(backbone: nn.Module) -> None:
+    """Let batch norms normalise with what they know, instead of with the batch."""
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
 
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:

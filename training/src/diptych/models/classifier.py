@@ -72,13 +72,30 @@ class Classifier(nn.Module):
         self.text_encoder = text_encoder
         self.fusion_head = fusion_head
 
-    def forward(self, batch: Inputs | Embeddings) -> Tensor:
-        """(B, C) float32 logits, through the backbones where the batch has not been through them yet."""
+    def forward(self, batch: Inputs | Embeddings, *, each_alone: bool = False) -> Tensor:
+        """(B, C) float32 logits, through the backbones where the batch has not been through them yet.
+
+        each_alone  (3, B, C) instead: of the items as they are, of their pictures alone, of their words alone
+        """
+        image_features, text_features = self.features(batch)
+        logits = self.fusion_head.logits(image_features, text_features)
+        if not each_alone:
+            return logits
+        no_image, no_text = self.image_encoder.projection.absent, self.text_encoder.projection.absent
+        image_alone = self.fusion_head.logits(image_features, no_text.expand_as(text_features))
+        text_alone = self.fusion_head.logits(no_image.expand_as(image_features), text_features)
+        return torch.stack([logits, image_alone, text_alone])
+
+    def features(self, batch: Inputs | Embeddings) -> tuple[Tensor, Tensor]:
+        """What the encoders say of pictures and of words: (B, 512), (B, 512) float32."""
         if isinstance(batch, Embeddings):
-            return self.classify_embeddings(batch)
+            image, text = batch.image[batch.image_present], batch.text[batch.text_present]
+            return (
+                self.image_encoder.projection(image, batch.image_present),
+                self.text_encoder.projection(text, batch.text_present),
+            )
         image_features = self.image_encoder(batch.pixel_values, batch.image_present)
-        text_features = self.text_encoder(batch.input_ids, batch.attention_mask, image_features)
-        return self.fusion_head.logits(image_features, text_features)
+        return image_features, self.text_encoder(batch.input_ids, batch.attention_mask, image_features)
 
     def embed(self, batch: Inputs) -> Embeddings:
         """The backbones alone, on the rows that are present."""
@@ -89,14 +106,6 @@ class Classifier(nn.Module):
             image_present=batch.image_present,
             text=_where_present(text_present, text, batch.input_ids, batch.attention_mask),
             text_present=text_present,
-        )
-
-    def classify_embeddings(self, batch: Embeddings) -> Tensor:
-        """What follows the backbones: embeddings to (B, C) float32 logits."""
-        image, text = batch.image[batch.image_present], batch.text[batch.text_present]
-        return self.fusion_head.logits(
-            self.image_encoder.projection(image, batch.image_present),
-            self.text_encoder.projection(text, batch.text_present),
         )
 
 
