@@ -1,70 +1,100 @@
-"""The client that services hold: it turns items into bytes and carries the conversation to the server."""
+"""The client that services hold: it turns items into bytes and carries the conversation to the servers."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Generator, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
 from diptych_client.answer import Answer
-from diptych_client.conversation import Conversation, Messages
-from diptych_client.deadline import Deadline
-from diptych_client.endpoint import Endpoint
+from diptych_client.base_client import DEFAULT_TIMEOUT_S, READY_TIMEOUT_S, BaseClient
+from diptych_client.contract import ServerInfo
+from diptych_client.conversation import Health
+from diptych_client.endpoint import Address
+from diptych_client.errors import DiptychError
 from diptych_client.inputs import encode_item
-from diptych_client.transport import open_transport
+from diptych_client.resolver import resolve
+from diptych_client.steps import Describe, Infer, Pause, Resolve, Step, Steps, Together
+from diptych_client.transport import Transport, open_transport
 
 if TYPE_CHECKING:
     from diptych_client.inputs import ImageInput
+    from diptych_client.many import Outcome
 
-# An answer takes tens of milliseconds; a caller who waits for five seconds has an outage, not a slow answer.
-DEFAULT_TIMEOUT_S = 5.0
+__all__ = ["DEFAULT_TIMEOUT_S", "Client"]
 
 T = TypeVar("T")
 
 
-class Client:
-    """Calls one server. Make one, share it between threads, close it at the end.
+class Client(BaseClient[Transport]):
+    """Make one for each process, share it between threads, close it at the end.
 
     with Client("grpc://127.0.0.1:8001") as client:
         answer = client.classify(image="phone.jpg", text="A modern smartphone")
         print(answer.label, answer.score)
     """
 
-    def __init__(self, url: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Opens no connection yet.
-
-        url        grpc://host:port or http://host:port
-        timeout_s  the total time that one call may take, unless the call says otherwise
-        """
-        Deadline(timeout_s)  # refuses what is no time
-        self._endpoint = Endpoint.parse(url)
-        self._timeout_s = timeout_s
-        self._transport = open_transport(self._endpoint)
-        self._conversation = Conversation()
-        self._is_closed = False
-
     def classify(
-        self, image: ImageInput = None, text: Optional[str] = None, *, timeout_s: Optional[float] = None
+        self,
+        image: ImageInput = None,
+        text: Optional[str] = None,
+        *,
+        timeout_s: Optional[float] = None,
+        min_score: Optional[float] = None,
+        explain: bool = False,
     ) -> Answer:
         """Classify one item by its image, its text, or both.
 
         image      a path, an encoded file's bytes, a binary file object, a PIL image, or an (H, W, 3) uint8
-                   RGB array. URLs are not fetched.
+                   RGB array. URLs only where the client has a `fetch`.
         text       a few words
-        timeout_s  the total time for this call; None: the client's
+        timeout_s  the total time for this call, retries included; None: the client's
+        min_score  below this probability the answer's label is None; None: the client's
+        explain    also ask about the picture alone and the words alone, for `answer.explanation`
         raises     DiptychError, of the kind that errors.py draws
         """
         deadline = self._start(timeout_s)
-        return self._carry(self._conversation.classify(*encode_item(image, text)), deadline)
+        score = self._score_of(min_score)
+        item = encode_item(image, text, self._rules)
+        ask = self._conversation.explain if explain else self._conversation.classify
+        return self._run(ask(*item, deadline, score))
 
-    @property
-    def labels(self) -> tuple[str, ...]:
+    def classify_many(
+        self, items: Iterable[object], *, concurrency: int = 32
+    ) -> Generator[Outcome, None, None]:
+        """Classify items from any iterable; yield an answer or an error for each, in order. `many.py` says
+        what an item may be."""
+        from diptych_client.many import classify_many
+
+        return classify_many(self, items, concurrency=concurrency)
+
+    def labels(self, *, timeout_s: Optional[float] = None) -> tuple[str, ...]:
         """The names of the classes, in the order of the probabilities, as the server has them now."""
-        return self._carry(self._conversation.labels(), self._start(None)).names
+        return self._run(self._conversation.labels(self._start(timeout_s))).names
+
+    def server_info(self, *, timeout_s: Optional[float] = None) -> ServerInfo:
+        """Which server this is and which versions of the model it serves."""
+        return self._run(self._conversation.server_info(self._start(timeout_s)))
+
+    def health(self, *, deep: bool = False, timeout_s: Optional[float] = None) -> Health:
+        """Look once whether the server whose turn it is can answer. The error is in the Health, not raised.
+
+        deep  run an inference: Triton calls a model ready whose Python process has died
+        """
+        return self._run(self._conversation.health(self._start(timeout_s), deep))
+
+    def wait_until_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Return once an inference is answered.
+
+        raises  DeadlineExceeded with what was last in the way; at once what waiting cannot mend
+        """
+        self._run(self._conversation.wait_until_ready(self._start(timeout_s)))
 
     def close(self) -> None:
         """Close the connections. Calls in flight may fail; later ones raise RuntimeError."""
-        self._is_closed = True
-        self._transport.close()
+        for transport in self._take_all():
+            transport.close()
 
     def __enter__(self) -> Client:
         return self
@@ -77,20 +107,41 @@ class Client:
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"Client({str(self._endpoint)!r}, timeout_s={self._timeout_s:g})"
+    def _open(self, address: Address) -> Transport:
+        return open_transport(address, self._wire)
 
-    def _start(self, timeout_s: Optional[float]) -> Deadline:
-        if self._is_closed:
-            raise RuntimeError(f"{self!r} is closed")
-        return Deadline(self._timeout_s if timeout_s is None else timeout_s)
-
-    def _carry(self, messages: Messages[T], deadline: Deadline) -> T:
-        """Carry a conversation's requests out and the replies in, until it has its result."""
+    def _run(self, steps: Steps[T]) -> T:
+        """Carry out the steps, until they have their result."""
         try:
-            request = next(messages)
+            step = next(steps)
             while True:
-                request = messages.send(self._transport.infer(request, deadline))
+                try:
+                    outcome = self._perform(step)
+                except DiptychError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(outcome)
         except StopIteration as end:
             result: T = end.value
             return result
+
+    def _perform(self, step: Step) -> Any:
+        if isinstance(step, Infer):
+            return self._transport_to(step.address).infer(step.request, step.deadline)
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
+        if isinstance(step, Together):
+            return self._run_together(step)
+        if isinstance(step, Describe):
+            return self._transport_to(step.address).describe(step.deadline)
+        if isinstance(step, Resolve):
+            for transport in self._take_abandoned():
+                transport.close()
+            return resolve(step.endpoint, step.deadline)
+        raise AssertionError(step)
+
+    def _run_together(self, step: Together) -> list[Any]:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(len(step.parts)) as threads:
+            return list(threads.map(self._run, step.parts))

@@ -6,8 +6,8 @@ No I/O and no wire format beyond the layout of BYTES and FP32 tensors, which gRP
 from __future__ import annotations
 
 import dataclasses
+import os
 import struct
-import uuid
 
 from diptych_client.errors import ServerFault
 
@@ -32,7 +32,7 @@ class Request:
     image: bytes = b""
     text: bytes = b""
     wants_labels: bool = False
-    request_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    request_id: str = dataclasses.field(default_factory=lambda: os.urandom(16).hex())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,21 @@ class Reply:
         if self.datatype != datatype or len(self.shape) != 2 or self.shape[0] != 1 or self.shape[1] < 1:
             raise self.fault(f"{self.datatype} {list(self.shape)} instead of {datatype} [1, num_labels]")
         return self.shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerInfo:
+    """A server and the model on it.
+
+    name, version   of the server's software, as in 'triton', '2.51.0'
+    model_versions  of the ensemble, as many as are loaded; empty where it is unknown there
+    is_ready        whether the server calls the ensemble ready; a dead process behind it may go unseen
+    """
+
+    name: str
+    version: str
+    model_versions: tuple[str, ...]
+    is_ready: bool
 
 
 def pack_bytes(value: bytes) -> bytes:

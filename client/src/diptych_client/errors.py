@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Optional
 
 
@@ -31,22 +32,46 @@ class DiptychError(Exception):
         self.message = message
         self.request_id = request_id
 
+    def redact(self, redact: Callable[[str], str]) -> None:
+        """Reword in place, to keep secrets that a server repeated out of logs."""
+        self.message = redact(self.message)
+        self.args = (self.message, *self.args[1:])
+
     def __str__(self) -> str:
         return self.message if self.request_id is None else f"{self.message} [request {self.request_id}]"
 
 
 class InvalidInput(DiptychError):
-    """The caller's error. `field` is 'image', 'text', 'image and text', an argument's name, or None."""
+    """The caller's error.
 
-    def __init__(self, message: str, request_id: Optional[str] = None, field: Optional[str] = None) -> None:
+    field  'image', 'text', 'image and text', or an argument's name; None where the server did not say
+    found  what was there, in words; None where the server did not say
+    row    which item of many, counted from 0; None for a call about one
+    """
+
+    def __init__(
+        self,
+        message: str,
+        request_id: Optional[str] = None,
+        field: Optional[str] = None,
+        found: Optional[str] = None,
+        row: Optional[int] = None,
+    ) -> None:
         super().__init__(message, request_id)
-        self.args = (message, request_id, field)
+        self.args = (message, request_id, field, found, row)
         self.field = field
+        self.found = found
+        self.row = row
+
+    def redact(self, redact: Callable[[str], str]) -> None:
+        super().redact(redact)
+        self.found = None if self.found is None else redact(self.found)
+        self.args = (self.message, self.request_id, self.field, self.found, self.row)
 
     @classmethod
-    def found(cls, field: str, found: str, accepted: str) -> InvalidInput:
+    def refusing(cls, field: str, found: str, accepted: str) -> InvalidInput:
         """Where, what was found, what is accepted: the server's preprocessing words its errors the same."""
-        return cls(f"{field}: found {found}; accepted: {accepted}", field=field)
+        return cls(f"{field}: found {found}; accepted: {accepted}", field=field, found=found)
 
 
 class ConnectionFailed(DiptychError):
@@ -73,6 +98,8 @@ class ServerFault(DiptychError):
 # are what proxies in front of it say.
 _CODE_OF_HTTP_STATUS = {
     400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     413: "INVALID_ARGUMENT",
     429: "RESOURCE_EXHAUSTED",
@@ -83,12 +110,16 @@ _CODE_OF_HTTP_STATUS = {
 
 _ERROR_OF_CODE: dict[str, type[DiptychError]] = {
     "INVALID_ARGUMENT": InvalidInput,
+    "UNAUTHENTICATED": InvalidInput,
+    "PERMISSION_DENIED": InvalidInput,
     "NOT_FOUND": ModelNotReady,
     "RESOURCE_EXHAUSTED": Overloaded,
     "UNAVAILABLE": ConnectionFailed,
     "CANCELLED": ConnectionFailed,  # the channel was closed under the call
     "DEADLINE_EXCEEDED": DeadlineExceeded,
 }
+
+_ABOUT_HEADERS = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 # The code alone does not tell these apart (24.10 says UNAVAILABLE for the first six): the words do.
 _ERROR_OF_WORDS: tuple[tuple[str, type[DiptychError]], ...] = (
@@ -98,20 +129,21 @@ _ERROR_OF_WORDS: tuple[tuple[str, type[DiptychError]], ...] = (
     ("not at ready state", ModelNotReady),
     ("stopped accepting new inference requests", ModelNotReady),
     ("Server is stopping", ModelNotReady),
+    ("is restricted, expecting header", InvalidInput),  # an API that is closed to those without its key
     ("message larger than max", InvalidInput),  # gRPC's size limit, which says RESOURCE_EXHAUSTED
 )
 
 _PREFIXES = re.compile(r"^(\[request id: [^\]]*\] |in ensemble '[^']*', )+")
-_FIELD = re.compile(r"^preprocess: (image and text|image|text): ")
+_FIELD = re.compile(r"^preprocess: (image and text|image|text): found (.*?)(; accepted: |$)", re.DOTALL)
 
 
-def error_from_grpc(code: str, details: str, request_id: str) -> DiptychError:
+def error_from_grpc(code: str, details: str, request_id: Optional[str]) -> DiptychError:
     """Ours for a gRPC status: `code` by name, as in 'UNAVAILABLE'."""
     message = _PREFIXES.sub("", details) or f"gRPC status {code} without a message"
     return _error(code, message, request_id)
 
 
-def error_from_http(status: int, body: bytes, request_id: str) -> DiptychError:
+def error_from_http(status: int, body: bytes, request_id: Optional[str]) -> DiptychError:
     """Ours for an HTTP status: the body is Triton's {"error": ...}, or whatever a proxy wrote."""
     try:
         message = _PREFIXES.sub("", json.loads(body)["error"])
@@ -120,11 +152,13 @@ def error_from_http(status: int, body: bytes, request_id: str) -> DiptychError:
     return _error(_CODE_OF_HTTP_STATUS.get(status, "INTERNAL"), message, request_id)
 
 
-def _error(code: str, message: str, request_id: str) -> DiptychError:
+def _error(code: str, message: str, request_id: Optional[str]) -> DiptychError:
     kind = _ERROR_OF_CODE.get(code, ServerFault)
     if kind is not InvalidInput:
         kind = next((by_words for words, by_words in _ERROR_OF_WORDS if words in message), kind)
-    if kind is InvalidInput:
-        field = _FIELD.match(message)
-        return InvalidInput(message, request_id, field.group(1) if field else None)
-    return kind(message, request_id)
+    if kind is not InvalidInput:
+        return kind(message, request_id)
+    if item := _FIELD.match(message):
+        return InvalidInput(message, request_id, item[1], item[2])
+    is_about_headers = code in _ABOUT_HEADERS or "expecting header" in message
+    return InvalidInput(message, request_id, "headers" if is_about_headers else None)

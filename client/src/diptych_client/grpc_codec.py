@@ -1,6 +1,8 @@
-"""One request and one reply as the protobuf messages of Triton's GRPCInferenceService. No I/O."""
+"""Requests and replies as the protobuf messages of Triton's GRPCInferenceService. No I/O."""
 
 from __future__ import annotations
+
+from typing import Optional
 
 from tritonclient.grpc import service_pb2
 
@@ -13,13 +15,16 @@ from diptych_client.contract import (
     TEXT,
     Reply,
     Request,
+    ServerInfo,
     pack_bytes,
 )
 from diptych_client.errors import ServerFault
 
 
-def encode_request(request: Request) -> service_pb2.ModelInferRequest:
+def encode_request(request: Request, timeout_s: float) -> service_pb2.ModelInferRequest:
+    """timeout_s  how long the request may wait in Triton's queue, which drops it after that"""
     message = service_pb2.ModelInferRequest(model_name=MODEL, id=request.request_id)
+    message.parameters["timeout"].int64_param = max(1, int(1e6 * timeout_s))  # microseconds
     for name, value in ((IMAGE, request.image), (TEXT, request.text)):
         message.inputs.add(name=name, datatype="BYTES", shape=INPUT_SHAPE)
         message.raw_input_contents.append(pack_bytes(value))
@@ -37,3 +42,13 @@ def decode_response(message: service_pb2.ModelInferResponse, request_id: str) ->
     output = message.outputs[0]
     (data,) = message.raw_output_contents
     return Reply(request_id, message.model_version, output.datatype, tuple(output.shape), data)
+
+
+def decode_info(
+    server: service_pb2.ServerMetadataResponse,
+    ready: service_pb2.ModelReadyResponse,
+    model: Optional[service_pb2.ModelMetadataResponse],
+) -> ServerInfo:
+    """model  None where the model is not ready, for then Triton does not describe it"""
+    versions = () if model is None else tuple(model.versions)
+    return ServerInfo(server.name, server.version, versions, ready.ready)

@@ -1,4 +1,4 @@
-"""One request and one reply as HTTP messages: KServe's v2 protocol with Triton's binary tensors.
+"""Requests and replies as HTTP messages: KServe's v2 protocol with Triton's binary tensors.
 
 No I/O. The body is a JSON header followed by the tensors' own bytes; `Inference-Header-Content-Length` says
 where one ends and the other begins. Nothing is base64.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Optional
 
 from diptych_client.contract import (
     ALL_CLASSES,
@@ -19,18 +19,20 @@ from diptych_client.contract import (
     TEXT,
     Reply,
     Request,
+    ServerInfo,
     pack_bytes,
 )
 from diptych_client.errors import ServerFault, error_from_http
 
-TARGET = f"/v2/models/{MODEL}/infer"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 @dataclasses.dataclass(frozen=True)
 class HttpRequest:
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
+    target: str
+    method: str = "GET"
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +44,20 @@ class HttpResponse:
     body: bytes
 
 
-def encode_request(request: Request) -> HttpRequest:
+SERVER_METADATA = HttpRequest("/v2")
+MODEL_READY = HttpRequest(f"/v2/models/{MODEL}/ready")
+MODEL_METADATA = HttpRequest(f"/v2/models/{MODEL}")
+
+
+def encode_request(request: Request, timeout_s: float) -> HttpRequest:
+    """timeout_s  how long the request may wait in Triton's queue, which drops it after that"""
     image, text = pack_bytes(request.image), pack_bytes(request.text)
     output_parameters: dict[str, Any] = {"binary_data": True}
     if request.wants_labels:
         output_parameters["classification"] = ALL_CLASSES
     header = {
         "id": request.request_id,
+        "parameters": {"timeout": max(1, int(1e6 * timeout_s))},  # microseconds
         "inputs": [_describe_input(IMAGE, image), _describe_input(TEXT, text)],
         "outputs": [{"name": PROBABILITIES, "parameters": output_parameters}],
     }
@@ -59,7 +68,7 @@ def encode_request(request: Request) -> HttpRequest:
         ("Content-Length", str(len(body))),
         (HEADER_LENGTH, str(len(header_bytes))),
     )
-    return HttpRequest(headers, body)
+    return HttpRequest(f"/v2/models/{MODEL}/infer", "POST", headers, body)
 
 
 def decode_response(response: HttpResponse, request_id: str) -> Reply:
@@ -78,6 +87,33 @@ def decode_response(response: HttpResponse, request_id: str) -> Reply:
     except (ValueError, LookupError, TypeError) as error:
         message = f"an answer that is not Triton's: {type(error).__name__}: {error}"
         raise ServerFault(message, request_id) from error
+
+
+def is_ready(response: HttpResponse) -> bool:
+    """Raises what any status but Triton's yes (200) and no (400) stands for."""
+    if response.status not in (200, 400):
+        raise error_from_http(response.status, response.body, None)
+    return response.status == 200
+
+
+def decode_info(server: HttpResponse, model: Optional[HttpResponse]) -> ServerInfo:
+    """model  None where the model is not ready, for then Triton does not describe it"""
+    metadata = _json_of(server)
+    versions = () if model is None else tuple(str(version) for version in _json_of(model).get("versions", ()))
+    name, version = (str(metadata.get(key, "")) for key in ("name", "version"))
+    return ServerInfo(name, version, versions, model is not None)
+
+
+def _json_of(response: HttpResponse) -> dict[str, Any]:
+    if response.status != 200:
+        raise error_from_http(response.status, response.body, None)
+    try:
+        value = json.loads(response.body)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ServerFault("an answer that is not Triton's: no JSON object")
+    return value
 
 
 def _describe_input(name: str, packed: bytes) -> dict[str, Any]:

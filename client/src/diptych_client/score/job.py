@@ -1,0 +1,130 @@
+"""One table, scored: rows in, answers beside them out, a checkpoint every so many rows."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import pyarrow as pa
+
+from diptych_client.answer import Answer
+from diptych_client.errors import DiptychError, InvalidInput, ServerFault
+from diptych_client.many import classify_many
+from diptych_client.score.checkpoints import Checkpoints
+from diptych_client.score.table import Row, Table, open_table
+
+if TYPE_CHECKING:
+    from diptych_client.client import Client
+
+DEFAULT_CONCURRENCY = 32
+DEFAULT_ROWS_PER_CHECKPOINT = 1000
+
+Scored = tuple[Row, Union[Answer, DiptychError]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What became of a table's rows, and where they are. scored + failed is all of them."""
+
+    num_scored: int
+    num_failed: int
+    out: Path
+    errors: Path
+
+
+def score_table(
+    client: Client,
+    table_path: Path,
+    out: Path,
+    *,
+    concurrency: int = DEFAULT_CONCURRENCY,
+    rows_per_checkpoint: int = DEFAULT_ROWS_PER_CHECKPOINT,
+    skip_faults: bool = False,
+    on_progress: Callable[[int, int], None] = lambda num_done, num_rows: None,
+) -> Summary:
+    """Classify every row of a CSV or Parquet table; write Parquet, and a CSV of the rows that cannot be.
+
+    The same call goes on after a kill: no row is lost, none is in the output twice.
+
+    table_path   columns image_path (absolute, or relative to the table) and description; in Parquet also
+                 image, with the pictures themselves. Others are copied to the output.
+    out          a .parquet file: the row's number, the table's columns, label, score, probabilities by
+                 label, model_version. Bad rows go beside it, to a CSV of row, field and reason.
+    skip_faults  count a row that the server breaks on as bad; else the job stops there
+    on_progress  called with the number of rows done and of all rows
+    raises       InvalidInput for a table or an output that cannot be used; any other DiptychError where
+                 the server does not answer. What was answered until then is kept.
+    """
+    if out.suffix != ".parquet":
+        raise InvalidInput.refusing("--out", str(out), "a file that ends in .parquet")
+    table = open_table(table_path)
+    schema = _output_schema(table, client.labels())
+    checkpoints = Checkpoints(out, schema, _describe_job(table_path, schema))
+    num_done = checkpoints.num_done
+    on_progress(num_done, table.num_rows)
+
+    with contextlib.closing(_ask(client, table, num_done, concurrency)) as scored:
+        while num_done < table.num_rows:
+            stopped_by = None
+            scores: list[dict[str, Any]] = []
+            errors: list[tuple[object, ...]] = []
+            for row, outcome in itertools.islice(scored, rows_per_checkpoint):
+                if isinstance(outcome, Answer):
+                    scores.append(_score_of(row, outcome))
+                elif isinstance(outcome, InvalidInput) or (skip_faults and isinstance(outcome, ServerFault)):
+                    errors.append((row.number, getattr(outcome, "field", None) or "", outcome.message))
+                else:
+                    stopped_by = outcome
+                    break
+                num_done = row.number
+                on_progress(num_done, table.num_rows)
+            if scores or errors:
+                checkpoints.add(num_done, scores, errors)
+            if stopped_by is not None:
+                raise stopped_by
+    return Summary(*checkpoints.assemble(), checkpoints.out, checkpoints.errors)
+
+
+def _ask(client: Client, table: Table, num_done: int, concurrency: int) -> Generator[Scored, None, None]:
+    """Each row not yet done, with its outcome."""
+    rows, asked = itertools.tee(table.rows(after=num_done))
+    with contextlib.closing(classify_many(client, asked, concurrency=concurrency)) as outcomes:
+        for row, outcome in zip(rows, outcomes):  # noqa: B905  (Python 3.9 has no `strict`)
+            # A row that could not be read holds neither picture nor words, so that nobody was asked about it.
+            yield row, row.error or outcome
+
+
+def _output_schema(table: Table, labels: tuple[str, ...]) -> pa.Schema:
+    probabilities = pa.struct([(label, pa.float32()) for label in labels])
+    answers = [("label", pa.string()), ("score", pa.float32()), ("probabilities", probabilities)]
+    ours = pa.schema([*answers, ("model_version", pa.string())])
+    taken = {"row", *ours.names}.intersection(table.kept.names)
+    if taken:
+        accepted = f"other names: {', '.join(['row', *ours.names])} are columns of the output"
+        raise InvalidInput.refusing("table", f"columns {', '.join(sorted(taken))}", accepted)
+    return pa.schema([("row", pa.int64()), *table.kept, *ours])
+
+
+def _score_of(row: Row, answer: Answer) -> dict[str, Any]:
+    return {
+        "row": row.number,
+        **row.kept,
+        "label": answer.label,
+        "score": answer.score,
+        "probabilities": answer.probabilities,
+        "model_version": answer.model_version,
+    }
+
+
+def _describe_job(table_path: Path, schema: pa.Schema) -> dict[str, Any]:
+    stat = table_path.stat()
+    return {
+        "table": str(table_path.resolve()),
+        "size_bytes": stat.st_size,
+        "modified_ns": stat.st_mtime_ns,
+        "columns": {field.name: str(field.type) for field in schema},
+    }

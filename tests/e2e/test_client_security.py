@@ -1,0 +1,132 @@
+"""Certificates and keys, against tritonserver's own TLS and its restricted API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+from tiny_repository import LABELS, build_tiny_repository
+
+from diptych.serving import Server
+from diptych_client import AsyncClient, Client, ConnectionFailed, InvalidInput, Tls
+
+KEY = "the-key-of-this-deployment"
+HEADER = "triton-grpc-protocol-x-api-key"  # as Triton names what --grpc-restricted-protocol calls x-api-key
+
+
+class SecureServer(Server):
+    """Its gRPC port asks for a client's certificate, and for a key before it infers."""
+
+    directory: Path
+
+    def _options(self, *arguments: object) -> list[str]:
+        return [
+            *super()._options(*arguments),
+            "--grpc-use-ssl=1",
+            "--grpc-use-ssl-mutual=1",
+            f"--grpc-server-cert={self.directory / 'server.pem'}",
+            f"--grpc-server-key={self.directory / 'server.key'}",
+            f"--grpc-root-cert={self.directory / 'ca.pem'}",
+            f"--grpc-restricted-protocol=inference:x-api-key={KEY}",
+        ]
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("certificates")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    trustme.CA().cert_pem.write_to_path(directory / "stranger.pem")
+    for name, certificate in (
+        ("server", authority.issue_cert("localhost")),
+        ("client", authority.issue_cert("client@diptych.test")),
+    ):
+        certificate.private_key_pem.write_to_path(directory / f"{name}.key")
+        certificate.cert_chain_pems[0].write_to_path(directory / f"{name}.pem")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def url(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    repository = build_tiny_repository(tmp_path_factory.mktemp("secure") / "model_repository")
+    server = SecureServer(repository, http_port=0, grpc_port=0, metrics_port=0)
+    server.directory = certificates
+    with server as running:
+        running.wait_until_ready()
+        yield f"grpcs://localhost:{running.ports.grpc}"
+
+
+@pytest.fixture(scope="module")
+def tls(certificates: Path) -> Tls:
+    return Tls(
+        ca_file=certificates / "ca.pem",
+        certificate_file=certificates / "client.pem",
+        key_file=certificates / "client.key",
+    )
+
+
+def test_a_client_with_a_certificate_and_the_key_is_answered(url: str, tls: Tls) -> None:
+    with Client(url, tls=tls, headers={HEADER: KEY}) as client:
+        assert client.classify(text="a red cat").label in LABELS
+        assert client.server_info().is_ready
+
+
+def test_its_async_twin_is_answered_too(url: str, tls: Tls) -> None:
+    async def ask() -> str | None:
+        async with AsyncClient(url, tls=tls, headers=lambda: {HEADER: KEY}) as client:
+            return (await client.classify(text="a red cat")).label
+
+    assert asyncio.run(ask()) in LABELS
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        ({"ca_file": "ca.pem"}, "no certificate of its own"),
+        (
+            {"ca_file": "stranger.pem", "certificate_file": "client.pem", "key_file": "client.key"},
+            "another CA",
+        ),
+        ({}, "the public authorities"),
+    ],
+)
+def test_a_client_is_refused_with(url: str, certificates: Path, files: dict[str, str], name: str) -> None:
+    tls = Tls(**{field: certificates / file for field, file in files.items()})
+    with (
+        Client(url, tls=tls, headers={HEADER: KEY}, timeout_s=10) as client,
+        pytest.raises(ConnectionFailed, match="^grpcs://localhost") as caught,
+    ):
+        client.classify(text="words")
+    assert KEY not in str(caught.value)
+
+
+def test_a_plain_connection_to_a_tls_port_is_a_failed_connection(url: str) -> None:
+    with Client(url.replace("grpcs", "grpc")) as client, pytest.raises(ConnectionFailed):
+        client.classify(text="words")
+
+
+@pytest.mark.parametrize("headers", [None, {HEADER: "wrong-key"}])
+def test_without_the_key_the_header_is_named_and_the_wrong_one_is_not_repeated(
+    url: str, tls: Tls, headers: dict[str, str] | None
+) -> None:
+    with (
+        Client(url, tls=tls, headers=headers) as client,
+        pytest.raises(InvalidInput, match=f"expecting header '{HEADER}'") as caught,
+    ):
+        client.classify(text="words")
+    assert caught.value.field == "headers"
+    assert "wrong-key" not in repr(caught.value)
+
+
+def test_what_waiting_cannot_mend_ends_it_at_once(url: str, tls: Tls) -> None:
+    with Client(url, tls=tls) as client, pytest.raises(InvalidInput, match="expecting header"):
+        client.wait_until_ready(timeout_s=600)
+
+
+def test_health_without_the_key_is_seen_by_an_inference_alone(url: str, tls: Tls) -> None:
+    with Client(url, tls=tls) as client:
+        assert client.health().is_healthy
+        assert isinstance(client.health(deep=True).error, InvalidInput)
