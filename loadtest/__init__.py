@@ -1,0 +1,1 @@
+"""Says what a deployment can hold: load tests with Locust, and benchmarks."""

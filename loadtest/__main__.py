@@ -1,0 +1,92 @@
+"""Serves a repository, loads it, stops it: what `make loadtest` runs.
+
+    python -m loadtest --repository build/model_repository --shape step --users 120 --duration-s 120
+
+An argument that is not listed below goes to Locust as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from diptych.errors import UserError
+from diptych.serving import Server
+
+LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+REPOSITORY = Path("build/model_repository")
+RESULTS = Path(__file__).with_name("results")
+
+
+def main() -> int:
+    options, for_locust = _parse(sys.argv[1:])
+    results = options.results or RESULTS / f"{options.shape}-{options.arrivals}-{options.protocol}"
+    summary = results / "summary.json"
+    summary.unlink(missing_ok=True)  # the last run's
+    try:
+        with _address(options) as host:
+            command = _locust_command(options, host, results, for_locust)
+            status = subprocess.run(command, check=False).returncode
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if summary.exists():
+        sys.stdout.write(f"{results}: report.html, summary.json, pictures, CSV\n")
+    return status
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--repository", type=Path, default=REPOSITORY, help="What to serve.")
+    target.add_argument("--url", help="A server that runs already: grpc://HOST:PORT or http://HOST:PORT.")
+    parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc")
+    parser.add_argument("--shape", choices=("constant", "step", "soak", "spike"), default="constant")
+    parser.add_argument("--arrivals", choices=("closed", "poisson", "uniform"), default="poisson")
+    parser.add_argument("--users", type=int, default=30, help="At most; in open loop, calls per second.")
+    parser.add_argument("--duration-s", type=int, default=60)
+    parser.add_argument("--workers", type=int, default=0, help="Generate the load in so many processes.")
+    parser.add_argument("--results", type=Path, help="Default: loadtest/results/SHAPE-ARRIVALS-PROTOCOL.")
+    return parser.parse_known_args(arguments)
+
+
+@contextlib.contextmanager
+def _address(options: argparse.Namespace) -> Iterator[str]:
+    """Of the server named, or of one that runs inside the `with`."""
+    if options.url:
+        yield options.url
+        return
+    with Server(options.repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+        server.wait_until_ready()
+        yield server.grpc_url if options.protocol == "grpc" else server.http_url
+
+
+def _locust_command(
+    options: argparse.Namespace, host: str, results: Path, for_locust: Sequence[str]
+) -> list[str]:
+    command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary"]
+    command += ["--host", host, "--shape", options.shape, "--arrivals", options.arrivals]
+    command += ["--users", str(options.users), "--run-time", f"{options.duration_s}s"]
+    command += ["--results", str(results), "--csv", str(results / "requests"), "--csv-full-history"]
+    command += ["--html", str(results / "report.html")]
+    if options.workers:
+        port = str(_free_port())
+        command += ["--processes", str(options.workers), "--master-bind-host", "127.0.0.1"]
+        command += ["--master-bind-port", port, "--master-port", port]
+    return [*command, *for_locust]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Sends encoded requests over gRPC and HTTP, in the client's own wire format.
+
+Not through `diptych_client.Client`: it retries, which a load test must not, and it refuses some corrupt
+inputs before they are sent. A payload is encoded to its last byte before the clock starts.
+
+Import after Locust, whose gevent patches the sockets of everything below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, Protocol
+from urllib.parse import SplitResult, urlsplit
+
+import grpc
+import grpc.experimental.gevent
+from geventhttpclient import HTTPClient
+from tritonclient.grpc.service_pb2 import ModelInferResponse
+
+from diptych.errors import UserError
+from diptych_client import grpc_codec, http_codec
+from diptych_client.contract import Request
+
+GRPC_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+# Photographs are larger than the 4 MiB that gRPC accepts by itself; and a proxy would be tested instead.
+GRPC_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+# Triton's errors carry it, and Locust counts the failures whose words are the same.
+_REQUEST_ID = re.compile(r"\[request id: [^\]]*\] ")
+
+
+class CallFailed(Exception):
+    """The server said no, or nothing. `status` is gRPC's name, HTTP's number, or the name of an OSError."""
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(f"{status}: {_REQUEST_ID.sub('', message)}")
+        self.status = status
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One request as it goes over the wire; over HTTP with a target and headers."""
+
+    request_id: str
+    body: bytes
+    target: str = ""
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Wire(Protocol):
+    """One server. Any number of greenlets may send at once."""
+
+    name: str
+    refusal: str  # the status of what is the caller's error
+
+    def encode(self, request: Request) -> Encoded: ...
+
+    def send(self, encoded: Encoded) -> Any:
+        """The raw answer. Raises CallFailed."""
+        ...
+
+    def check(self, encoded: Encoded, answer: Any) -> int:
+        """Raises what is wrong with an answer, returns its size in bytes. Not on the clock."""
+        ...
+
+
+class GrpcWire:
+    """One channel for all users."""
+
+    name = "gRPC"
+    refusal = "INVALID_ARGUMENT"
+
+    def __init__(self, authority: str, *, timeout_s: float, num_connections: int) -> None:
+        # Before the first channel. Not at import: Locust's --processes forks after that.
+        grpc.experimental.gevent.init_gevent()
+        self._timeout_s = timeout_s
+        self._infer = grpc.insecure_channel(authority, options=GRPC_OPTIONS).unary_unary(GRPC_METHOD)
+
+    def encode(self, request: Request) -> Encoded:
+        body = grpc_codec.encode_request(request, self._timeout_s).SerializeToString()
+        return Encoded(request_id=request.request_id, body=body)
+
+    def send(self, encoded: Encoded) -> bytes:
+        try:
+            answer: bytes = self._infer(encoded.body, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise CallFailed(error.code().name, error.details()) from None
+        return answer
+
+    def check(self, encoded: Encoded, answer: bytes) -> int:
+        message = ModelInferResponse.FromString(answer)
+        grpc_codec.decode_response(message, encoded.request_id).floats()
+        return len(answer)
+
+
+class HttpWire:
+    """A pool of connections, one for each call in flight."""
+
+    name = "HTTP"
+    refusal = "400"
+
+    def __init__(self, authority: str, *, timeout_s: float, num_connections: int) -> None:
+        self._timeout_s = timeout_s
+        server = urlsplit(f"//{authority}")
+        self._client = HTTPClient(
+            server.hostname or "",
+            server.port,
+            concurrency=num_connections,
+            connection_timeout=timeout_s,
+            network_timeout=timeout_s,
+        )
+
+    def encode(self, request: Request) -> Encoded:
+        message = http_codec.encode_request(request, self._timeout_s)
+        return Encoded(
+            request_id=request.request_id,
+            target=message.target,
+            headers=dict(message.headers),
+            body=message.body,
+        )
+
+    def send(self, encoded: Encoded) -> http_codec.HttpResponse:
+        try:
+            response = self._client.request("POST", encoded.target, encoded.body, encoded.headers)
+            body = bytes(response.read())
+        except OSError as error:  # timeouts included
+            raise CallFailed(type(error).__name__, str(error)) from None
+        if response.status_code != 200:
+            raise CallFailed(str(response.status_code), body.decode("utf-8", "replace"))
+        headers = {name.lower(): value for name, value in response.items()}
+        return http_codec.HttpResponse(response.status_code, headers, body)
+
+    def check(self, encoded: Encoded, answer: http_codec.HttpResponse) -> int:
+        http_codec.decode_response(answer, encoded.request_id).floats()
+        return len(answer.body)
+
+
+def parse_host(host: str | None) -> SplitResult:
+    """The server's address: its scheme says which protocol is meant."""
+    parts = urlsplit(host or "")
+    if parts.scheme not in ("grpc", "http") or not parts.hostname or not parts.port:
+        raise UserError(f"--host: found {host!r}; accepted: grpc://ADDRESS:PORT or http://ADDRESS:PORT")
+    return parts
