@@ -38,6 +38,7 @@ $(RUN)/model.safetensors: $(DATA) $(CONFIG)
 
 $(EXPORTED): $(RUN)/model.safetensors
 	@$(BIN)/diptych export $(RUN) --to $(REPOSITORY)
+	@$(BIN)/diptych release activate $(REPOSITORY)
 
 demo: $(EXPORTED) ## the main job on real data: train, evaluate, export, serve, classify over gRPC and HTTP
 	@$(BIN)/diptych evaluate $(RUN)

@@ -8,7 +8,6 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 OUTPUTS = ("pixel_values", "image_present", "input_ids", "attention_mask")
@@ -34,19 +33,26 @@ class TritonPythonModel:
             return [failure(message, pb_utils.TritonError.INTERNAL)]
 
     def _answer(self, requests):
-        """Preprocess the rows of all requests in one call, then deal them out again."""
+        """Preprocess the rows of all requests into one batch, then hand each request its slice of it."""
         unpacked = [unpack(request) for request in requests]
-        rows = iter(self._preprocessor.rows([row for items in unpacked for row in items]))
-        return [self._pack([next(rows) for _ in items]) for items in unpacked]
+        batch = self._preprocessor.batch([row for rows in unpacked for row in rows])
+        answers, start = [], 0
+        for rows in unpacked:
+            answers.append(pack(batch, start, start + len(rows)))
+            start += len(rows)
+        return answers
 
-    def _pack(self, rows):
-        for number, row in enumerate(rows, start=1):
-            if isinstance(row, self._preprocessing.InvalidInput):
-                where = f"preprocess: row {number} of {len(rows)}: " if len(rows) > 1 else "preprocess: "
-                return failure(str(row).replace("preprocess: ", where, 1), pb_utils.TritonError.INVALID_ARG)
-        columns = {name: np.stack([getattr(row, name) for row in rows]) for name in OUTPUTS}
-        columns["image_present"] = columns["image_present"].reshape(-1, 1)
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, column) for name, column in columns.items()])
+
+def pack(batch, start, end):
+    """The answer to the request whose rows these are: their tensors, or the error of the first bad one."""
+    for row in range(start, end):
+        if row in batch.errors:
+            where = f"row {row - start + 1} of {end - start}: " if end - start > 1 else ""
+            message = str(batch.errors[row]).replace("preprocess: ", f"preprocess: {where}", 1)
+            return failure(message, pb_utils.TritonError.INVALID_ARG)
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor(name, getattr(batch, name)[start:end]) for name in OUTPUTS]
+    )
 
 
 def unpack(request):

@@ -12,10 +12,12 @@ from rich.markup import escape
 
 from diptych.errors import UserError
 from diptych.progress import console
+from diptych.release.cli import release_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Make the catalogues of items that runs are trained on.")
 app.add_typer(data_app, name="data")
+app.add_typer(release_app, name="release")
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, made by `diptych train`.")]
 ConfigArgument = Annotated[
@@ -123,18 +125,37 @@ def export(
     to: Annotated[Path, typer.Option(help="The repository to make, or to add a version to.")] = Path(
         "build/model_repository"
     ),
+    target: Annotated[str, typer.Option(help="What will serve it: cpu or gpu.")] = "cpu",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="auto (fp16 on GPUs; bf16 on CPUs that have it, else fp32), fp32, bf16, fp16, "
+            "or int8 (text backbone, CPUs only: faster, and some labels change)."
+        ),
+    ] = "auto",
+    tuning: Annotated[
+        Optional[Path], typer.Option(metavar="TOML", help="Settings that `diptych tune` wrote.")
+    ] = None,
 ) -> None:
     """Export a run as TorchScript into a deployable Triton repository, behind a parity check."""
+    from diptych.export.precision import choose_precision
     from diptych.export.repository import export
     from diptych.run import load_run
+    from diptych.serving.settings import load_settings
 
-    version, parity = export(load_run(run), to)
-    for result in parity:
+    settings = load_settings(tuning) if tuning else None
+    if settings and precision == "auto":
+        precision = settings.precision
+    version, gated = export(load_run(run), to, choose_precision(precision, target), settings)
+    for result in gated.parity:
         typer.echo(
-            f"parity  {result.form:<15} {result.num_rows} rows  "
+            f"parity  {result.form:<15} {result.precision}  {result.num_rows} rows  "
             f"largest difference {result.max_difference:.1e}  same label {result.label_agreement:.1%}"
         )
-    typer.echo(f"{to}: version {version}. Serve it: diptych serve {to}")
+    if gated.precision.note:
+        typer.echo(f"precision: {gated.precision.note}")
+    next_step = f"diptych serve {to}" if version == 1 else f"diptych release activate {to} {version}"
+    typer.echo(f"{to}: version {version}. Serve it: {next_step}")
 
 
 @app.command()
@@ -148,9 +169,13 @@ def serve(
         Optional[Path],
         typer.Option(help="A tritonserver to use instead of the container's or the one from PyPI."),
     ] = None,
+    tuning: Annotated[
+        Optional[Path], typer.Option(metavar="TOML", help="Settings that `diptych tune` wrote.")
+    ] = None,
 ) -> None:
     """Serve a repository with a real tritonserver until interrupted."""
     from diptych.serving import serve
+    from diptych.serving.settings import load_settings
 
     status = serve(
         repository,
@@ -159,8 +184,46 @@ def serve(
         grpc_port=grpc_port,
         metrics_port=metrics_port,
         tritonserver=tritonserver,
+        settings=load_settings(tuning) if tuning else None,
     )
     raise typer.Exit(status)
+
+
+@app.command()
+def tune(
+    repository: Annotated[Path, typer.Argument(metavar="REPO", help="What `diptych export` made.")],
+    p99_ms: Annotated[float, typer.Option("--p99-ms", help="The limit on the 99th percentile.", min=1)],
+    budget_s: Annotated[float, typer.Option("--budget-s", help="How long to search.", min=1)] = 600,
+    catalogue: Annotated[
+        Optional[Path],
+        typer.Option(metavar="TABLE", help="Items in the mix that will be asked; default: made-up ones."),
+    ] = None,
+    run: Annotated[
+        Optional[Path], typer.Option(metavar="RUN", help="Its run, to try other precisions too.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the settings go.")] = Path("tuning.toml"),
+    plot: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("tuning.png"),
+) -> None:
+    """Find the settings with the highest throughput under a limit on latency, on this machine."""
+    import tempfile
+
+    from diptych.tuning.precisions import export_precisions
+    from diptych.tuning.tune import TuneConfig, made_up_mix, read_mix
+    from diptych.tuning.tune import tune as search
+
+    with tempfile.TemporaryDirectory(prefix="diptych-tune-") as directory:
+        repositories = export_precisions(run, Path(directory)) if run else {"auto": repository}
+        items = read_mix(catalogue) if catalogue else made_up_mix()
+        config = TuneConfig(p99_ms=p99_ms, budget_s=budget_s)
+        tuned = search(repositories, items, config, out, plot)
+    best = tuned.best
+    if best.p99_ms > p99_ms:
+        raise UserError(f"no settings keep p99 under {p99_ms:g} ms; the nearest reached {best.p99_ms:.0f} ms")
+    typer.echo(
+        f"{best.items_per_s:.1f} items/s at p99 {best.p99_ms:.0f} ms with {best.concurrency} callers. "
+        f"{plot} shows all {len(tuned.trials)} trials.\n"
+        f"Use them: diptych serve {repository} --tuning {out}, or diptych export RUN --tuning {out}"
+    )
 
 
 @app.command()
@@ -183,18 +246,33 @@ def ablate(
     config: ConfigArgument,
     out: Annotated[Path, typer.Option(help="Where the variants' runs go.")],
     seeds: Annotated[int, typer.Option(help="How many seeds each variant is trained with.", min=1)] = 3,
+    beside: Annotated[
+        Optional[list[Path]], typer.Option(help="Other configs on the same data, a row each.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """What each part is worth: every fusion, each modality alone, no modality dropout, simple baselines."""
+    """What each part is worth: fusions, balancing, each modality alone, simple baselines."""
     from rich.console import Console
 
-    from diptych.ablation import ablate, draw_table, measure_baselines
+    from diptych.ablation import (
+        ablate,
+        balance_table,
+        measure_baselines,
+        plot_ablation,
+        score_table,
+        variants,
+    )
     from diptych.config import load_config
     from diptych.run import load_run
 
-    results = ablate(load_config(config, overrides or []), out, range(seeds))
-    baselines = measure_baselines(load_run(out / f"{next(iter(results))}-0"))
-    Console(width=max(Console().width, 110)).print(draw_table(results, baselines))
+    loaded = load_config(config, overrides or [])
+    others = {path.stem: load_config(path) for path in beside or []}
+    results = ablate({**variants(loaded), **others}, out, range(seeds))
+    baselines = measure_baselines(load_run(out / f"{loaded.fusion.kind}-0"))
+    plot_ablation(results, baselines, out / "ablation.png")
+    wide = Console(width=max(Console().width, 110))
+    wide.print(score_table(results, baselines), balance_table(results, own=loaded.fusion.kind))
+    wide.print(f"Drawn in {out}/ablation.png; each variant's report is in its run.")
 
 
 @app.command()

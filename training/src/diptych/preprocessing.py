@@ -68,6 +68,35 @@ class Row:
     attention_mask: NDArray[np.int64]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Many items in one buffer for each tensor; rows that are refused hold anything.
+
+    pixel_values    (B, 3, H, W) uint8
+    image_present   (B, 1) bool
+    input_ids       (B, L) int64
+    attention_mask  (B, L) int64
+    errors          by row, why it is refused
+    """
+
+    pixel_values: NDArray[np.uint8]
+    image_present: NDArray[np.bool_]
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    errors: dict[int, InvalidInput]
+
+    def row(self, index: int) -> Row | InvalidInput:
+        """A view of one row, or its error."""
+        if index in self.errors:
+            return self.errors[index]
+        return Row(
+            pixel_values=self.pixel_values[index],
+            image_present=bool(self.image_present[index, 0]),
+            input_ids=self.input_ids[index],
+            attention_mask=self.attention_mask[index],
+        )
+
+
 class Preprocessor:
     """Pixels and tokens for one trained model. Safe to share between threads."""
 
@@ -76,10 +105,9 @@ class Preprocessor:
         self.tokenizer_json = tokenizer_json
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
         self._tokenizer.enable_truncation(max_length=spec.max_tokens)
-        # Padding on the right: the text encoder cuts the columns that no row of its batch uses.
-        self._tokenizer.enable_padding(
-            direction="right", length=spec.max_tokens, **_padding_of(tokenizer_json)
-        )
+        self._tokenizer.no_padding()  # `tokens` pads: on the right, whatever the tokenizer's authors did
+        self._pad_id = _pad_id_of(tokenizer_json)
+        self._num_special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
 
     @classmethod
     def load(cls, directory: Path) -> Preprocessor:
@@ -96,35 +124,35 @@ class Preprocessor:
 
     def rows(self, items: Sequence[tuple[bytes, bytes]]) -> list[Row | InvalidInput]:
         """Preprocess many (image file, UTF-8 text) pairs; a bad one yields its error in its place."""
-        pixels = [_or_error(self.pixels, image) for image, _ in items]
-        texts = [_or_error(self.text, text) for _, text in items]
-        input_ids, attention_mask = self.tokens(
-            [text if isinstance(text, str) else "" for text in texts],
-        )
-        return [self._row(*parts) for parts in zip(pixels, texts, input_ids, attention_mask, strict=True)]
+        batch = self.batch(items)
+        return [batch.row(index) for index in range(len(items))]
 
-    def _row(
-        self,
-        pixels: NDArray[np.uint8] | InvalidInput | None,
-        text: str | InvalidInput,
-        input_ids: NDArray[np.int64],
-        attention_mask: NDArray[np.int64],
-    ) -> Row | InvalidInput:
-        if isinstance(pixels, InvalidInput):
-            return pixels
-        if isinstance(text, InvalidInput):
-            return text
-        if pixels is None and not attention_mask.any():
-            return InvalidInput("image and text", "both empty", "an image file, a text, or both")
-        return Row(
-            pixel_values=self._no_pixels() if pixels is None else pixels,
-            image_present=pixels is not None,
+    def batch(self, items: Sequence[tuple[bytes, bytes]]) -> Batch:
+        """The same, in buffers that are written once."""
+        size_px = self.spec.image_size_px
+        pixel_values = np.zeros((len(items), 3, size_px, size_px), np.uint8)
+        image_present = np.zeros((len(items), 1), np.bool_)
+        texts = [""] * len(items)
+        errors: dict[int, InvalidInput] = {}
+        for index, (image, text) in enumerate(items):
+            try:
+                if image:
+                    pixel_values[index] = self._square(image).transpose(2, 0, 1)
+                    image_present[index] = True
+                texts[index] = self.text(text)
+            except InvalidInput as error:
+                errors[index] = error
+        input_ids, attention_mask = self.tokens(texts)
+        for index in np.flatnonzero(~image_present[:, 0] & ~attention_mask.any(axis=1)).tolist():
+            nothing = InvalidInput("image and text", "both empty", "an image file, a text, or both")
+            errors.setdefault(index, nothing)
+        return Batch(
+            pixel_values=pixel_values,
+            image_present=image_present,
             input_ids=input_ids,
             attention_mask=attention_mask,
+            errors=errors,
         )
-
-    def _no_pixels(self) -> NDArray[np.uint8]:
-        return np.zeros((3, self.spec.image_size_px, self.spec.image_size_px), np.uint8)
 
     def pixels(self, data: bytes) -> NDArray[np.uint8] | None:
         """Decode, turn upright, fit into a white square.
@@ -133,11 +161,12 @@ class Preprocessor:
         returns  (3, H, W) uint8 RGB, or None where there is no image
         raises   InvalidInput
         """
-        if not data:
-            return None
+        return np.ascontiguousarray(self._square(data).transpose(2, 0, 1)) if data else None
+
+    def _square(self, data: bytes) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB"""
         image = decode_image(data, self.spec)
-        square = fit_on_white(image, self.spec.image_size_px)
-        return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+        return np.asarray(fit_on_white(image, self.spec.image_size_px))
 
     def text(self, data: bytes) -> str:
         """Decode UTF-8; empty or blank: no text. Raises InvalidInput."""
@@ -156,19 +185,22 @@ class Preprocessor:
         returns  input_ids (B, L) int64, attention_mask (B, L) int64; a text without a single token
                  of its own (empty, blank) has a mask of zeros
         """
-        encodings = self._tokenizer.encode_batch(list(texts))
-        input_ids = np.array([encoding.ids for encoding in encodings], np.int64)
-        attention_mask = np.array([encoding.attention_mask for encoding in encodings], np.int64)
-        special = np.array([encoding.special_tokens_mask for encoding in encodings], np.int64)
-        has_words = (attention_mask * (1 - special)).any(axis=1, keepdims=True)
-        return input_ids, attention_mask * has_words
+        input_ids = np.full((len(texts), self.spec.max_tokens), self._pad_id, np.int64)
+        attention_mask = np.zeros_like(input_ids)
+        for row, encoding in enumerate(self._tokenizer.encode_batch_fast(list(texts))):
+            ids = encoding.ids
+            input_ids[row, : len(ids)] = ids
+            if len(ids) > self._num_special_tokens:
+                attention_mask[row, : len(ids)] = 1
+        return input_ids, attention_mask
 
 
 def decode_image(data: bytes, spec: PreprocessingSpec) -> Image.Image:
     """Decode one image file to RGB or RGBA, upright. Raises InvalidInput.
 
-    JPEGs are decoded at a reduced scale, never below twice `image_size_px`: cheaper, and the final resize
-    still averages over real pixels.
+    JPEGs are decoded at a reduced scale, never below twice what is left of them in the square: cheaper, and
+    the final resize still averages over real pixels. At once the size instead of twice, a 3000 x 500 picture
+    moved by 3.7 grey levels on average; at twice by 0.2.
     """
     if len(data) > spec.max_image_bytes:
         raise InvalidInput("image", f"{len(data):,} bytes", f"at most {spec.max_image_bytes:,} bytes")
@@ -177,7 +209,8 @@ def decode_image(data: bytes, spec: PreprocessingSpec) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         if image.width * image.height > spec.max_image_pixels:
             raise InvalidInput("image", f"{image.width} x {image.height} pixels", accepted_size)
-        image.draft("RGB", (2 * spec.image_size_px, 2 * spec.image_size_px))
+        width, height = _fitted_size(image, spec.image_size_px)
+        image.draft("RGB", (2 * width, 2 * height))
         image.load()
         return _to_rgb_or_rgba(_upright(image))
     except InvalidInput:
@@ -194,13 +227,18 @@ def decode_image(data: bytes, spec: PreprocessingSpec) -> Image.Image:
 
 def fit_on_white(image: Image.Image, size_px: int) -> Image.Image:
     """Scale to fit a white square, centred, nothing cropped. Transparency becomes white, not black."""
-    scale = size_px / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
+    width, height = _fitted_size(image, size_px)
     resized = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
     canvas = Image.new("RGB", (size_px, size_px), WHITE)
     corner = ((size_px - width) // 2, (size_px - height) // 2)
     canvas.paste(resized, corner, mask=resized if resized.mode == "RGBA" else None)
     return canvas
+
+
+def _fitted_size(image: Image.Image, size_px: int) -> tuple[int, int]:
+    """Width and height of the whole picture in a square of this size."""
+    scale = size_px / max(image.size)
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -217,16 +255,7 @@ def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _padding_of(tokenizer_json: str) -> dict[str, str | int]:
-    """The padding token that the tokenizer's authors chose; BERT's where they chose none."""
+def _pad_id_of(tokenizer_json: str) -> int:
+    """The padding token that the tokenizer's authors chose; BERT's, 0, where they chose none."""
     padding = json.loads(tokenizer_json).get("padding")
-    if not padding:
-        return {}
-    return {key: padding[key] for key in ("pad_id", "pad_token", "pad_type_id")}
-
-
-def _or_error(step, data: bytes):  # type: ignore[no-untyped-def]
-    try:
-        return step(data)
-    except InvalidInput as error:
-        return error
+    return int(padding["pad_id"]) if padding else 0

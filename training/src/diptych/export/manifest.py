@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diptych.export.parity import Parity
+from diptych.export.gate import Gated
+from diptych.export.torchscript import IMAGE_ENCODER, TEXT_ENCODER
+from diptych.release.repository import sha256
 from diptych.run import METRICS_FILE, WEIGHTS_FILE, Run
-
-MANIFEST_FILE = "manifest.json"
 
 
 def build_manifest(
@@ -25,10 +24,9 @@ def build_manifest(
     *,
     repository: Path,
     files: Sequence[Path],
-    parts: Mapping[str, torch.jit.ScriptModule],
-    parity: Sequence[Parity],
+    gated: Gated,
 ) -> dict[str, Any]:
-    """Run, git commit, checksums, signatures and parity figures of one version."""
+    """Run, git commit, checksums, signatures, precision and parity figures of one version."""
     metrics = json.loads((run.directory / METRICS_FILE).read_text("utf-8"))
     return {
         "version": version,
@@ -42,15 +40,11 @@ def build_manifest(
         },
         "labels": run.labels,
         "preprocessing": dataclasses.asdict(run.preprocessor.spec),
-        "signatures": {name: str(part.forward.schema) for name, part in parts.items()},  # type: ignore[attr-defined]
-        "parity": [dataclasses.asdict(result) for result in parity],
+        "signatures": {name: str(part.forward.schema) for name, part in gated.parts.items()},  # type: ignore[attr-defined]
+        "precision": {IMAGE_ENCODER: gated.precision.image, TEXT_ENCODER: gated.precision.text},
+        "parity": [dataclasses.asdict(result) for result in gated.parity],
         "sha256": {str(path.relative_to(repository)): sha256(path) for path in sorted(files)},
     }
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def git_commit() -> str | None:

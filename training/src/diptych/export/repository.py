@@ -6,34 +6,45 @@ import json
 import re
 import shutil
 import tempfile
-import warnings
 from importlib import resources
 from pathlib import Path
-
-import torch
 
 from diptych import preprocessing
 from diptych.data.catalogue import read_split
 from diptych.data.items import Item
-from diptych.dataset import to_inputs
 from diptych.errors import UserError
-from diptych.export.manifest import MANIFEST_FILE, build_manifest
-from diptych.export.parity import Parity, expect, measure_parity, require_parity, sample_rows
-from diptych.export.torchscript import FUSION_HEAD, Parts, eager_parts, to_torchscript
+from diptych.export.gate import Gated, write_parts
+from diptych.export.manifest import build_manifest
+from diptych.export.precision import FP32, Precision
+from diptych.export.torchscript import FUSION_HEAD, IMAGE_ENCODER
+from diptych.release import golden
+from diptych.release.asking import ask_in_process
+from diptych.release.golden import GOLDEN_FILE
+from diptych.release.repository import (
+    CONFIG_FILE,
+    ENSEMBLE,
+    MANIFEST_FILE,
+    replace_text,
+    write_loaded,
+    write_pins,
+)
 from diptych.run import LABELS_FILE, Run
+from diptych.serving.settings import Settings, apply_settings
 
-ENSEMBLE, PREPROCESS = "classifier", "preprocess"
-CONFIG_FILE = "config.pbtxt"
-TORCHSCRIPT_FILE = "model.pt"
-# Where the ensemble's config says which release it serves.
-PINS = re.compile(r"^(\s*(?:model_version|versions): )\d+", re.MULTILINE)
+PREPROCESS = "preprocess"
+# How large the image encoder's warm-up pictures are.
+WARMUP_SIZE = re.compile(r"dims: \[ 3, \d+, \d+ \]")
+PRESENT_AT_WARMUP = 'input_data_file: "true"'
 
 
-def export(run: Run, repository: Path) -> tuple[int, list[Parity]]:
+def export(
+    run: Run, repository: Path, precision: Precision = FP32, settings: Settings | None = None
+) -> tuple[int, Gated]:
     """Add the run to a repository as its next version, or make a new repository.
 
-    Everything is written beside and moved into place; the ensemble's pins move last, in one rename.
-    Returns the version and the parity figures.
+    Everything is written beside and moved into place. What a repository serves stays as it is until
+    `diptych release activate`; its configs change only where settings are given.
+    Returns the version and what the parity gate let through.
     """
     version = _next_version(repository)
     _require_same_labels(run, repository)
@@ -41,48 +52,48 @@ def export(run: Run, repository: Path) -> tuple[int, list[Parity]]:
         repository.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-") as staging:
             staged = Path(staging) / "repository"
-            parity = _stage(run, version, staged)
+            gated = _stage(run, version, staged, precision)
             if version == 1:
                 staged.chmod(0o755)
                 staged.rename(repository)
             else:
                 _add_version(staged, version, repository)
+            if settings is not None:
+                apply_settings(settings, repository)
     except OSError as error:
         raise UserError(
             f"{repository}: version {version} could not be added ({error}); nothing was changed"
         ) from error
-    return version, parity
+    return version, gated
 
 
-def _stage(run: Run, version: int, staged: Path) -> list[Parity]:
+def _stage(run: Run, version: int, staged: Path, precision: Precision) -> Gated:
     """Write one complete repository that holds this version alone."""
     _copy_source(staged)
-    rows = sample_rows(_validation_items(run), run.preprocessor)
-    expectations = expect(eager_parts(run.model.eval()), rows)
-    parts = to_torchscript(run.model, to_inputs(rows["both"]))
-    parity = [measure_parity("TorchScript", parts, expectations)]
-    require_parity(parity[0])
-
     directories = {model.name: model / str(version) for model in sorted(staged.iterdir())}
     for directory in directories.values():
         directory.mkdir()
-    for name, part in parts.items():
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
-            torch.jit.save(part, directories[name] / TORCHSCRIPT_FILE)
-    parity.append(measure_parity("reloaded files", _reload(directories), expectations))
-    require_parity(parity[1])
+    items = _validation_items(run)
+    gated = write_parts(run, items, precision, directories)
 
     # Triton takes model.py from the version, so that each version keeps the shell that it was exported with.
     (staged / PREPROCESS / "model.py").rename(directories[PREPROCESS] / "model.py")
     run.preprocessor.save(directories[PREPROCESS])
     shutil.copy2(preprocessing.__file__, directories[PREPROCESS])
     shutil.copy2(run.directory / LABELS_FILE, staged / FUSION_HEAD)
-    _pin(staged, version)
+    write_pins(staged, version)
+    write_loaded(staged, [version])
+    _size_warmup(staged, run.preprocessor.spec.image_size_px)
+    golden.record(
+        directories[ENSEMBLE] / GOLDEN_FILE,
+        [(item.read_image(), item.text.encode()) for item in items if item.image and item.text],
+        ask_in_process(gated.parts, run.preprocessor),
+        is_exact=gated.precision.is_exact,
+    )
     files = [path for path in staged.rglob("*") if path.is_file()]
-    manifest = build_manifest(run, version, repository=staged, files=files, parts=parts, parity=parity)
+    manifest = build_manifest(run, version, repository=staged, files=files, gated=gated)
     (directories[ENSEMBLE] / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    return parity
+    return gated
 
 
 def _copy_source(staged: Path) -> None:
@@ -92,23 +103,34 @@ def _copy_source(staged: Path) -> None:
 
 
 def _add_version(staged: Path, version: int, repository: Path) -> None:
-    """Move the new version directories in, then the ensemble's config. Takes all back where one fails."""
+    """Move the new version directories in. Takes all back where one fails."""
     moved = []
     try:
         for model in sorted(staged.iterdir()):
             target = repository / model.name / str(version)
             (model / str(version)).rename(target)
             moved.append(target)
-        (staged / ENSEMBLE / CONFIG_FILE).replace(repository / ENSEMBLE / CONFIG_FILE)
+        _keep_warmup_safe(staged, repository)
     except OSError:
         for target in moved:
             shutil.rmtree(target)
         raise
 
 
-def _pin(staged: Path, version: int) -> None:
-    config = staged / ENSEMBLE / CONFIG_FILE
-    config.write_text(PINS.sub(rf"\g<1>{version}", config.read_text("utf-8")), "utf-8")
+def _keep_warmup_safe(staged: Path, repository: Path) -> None:
+    """One warm-up serves all versions, and tritonserver does not start where one fails. So pictures of a size
+    that one of the versions may not take are marked absent, and the backbone is left cold.
+    """
+    new, old = (path / IMAGE_ENCODER / CONFIG_FILE for path in (staged, repository))
+    text = old.read_text("utf-8")
+    if WARMUP_SIZE.findall(text)[:1] != WARMUP_SIZE.findall(new.read_text("utf-8"))[:1]:
+        replace_text(old, text.replace(PRESENT_AT_WARMUP, "zero_data: true"))
+
+
+def _size_warmup(staged: Path, size_px: int) -> None:
+    config = staged / IMAGE_ENCODER / CONFIG_FILE
+    dims = f"dims: [ 3, {size_px}, {size_px} ]"
+    replace_text(config, WARMUP_SIZE.sub(dims, config.read_text("utf-8")))
 
 
 def _next_version(repository: Path) -> int:
@@ -139,13 +161,3 @@ def _require_same_labels(run: Run, repository: Path) -> None:
 def _validation_items(run: Run) -> list[Item]:
     data = run.config.data
     return read_split(data.val_csv, data, labels=run.labels, spec=run.preprocessor.spec)
-
-
-def _reload(directories: dict[str, Path]) -> Parts:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
-        return {
-            name: torch.jit.load(directory / TORCHSCRIPT_FILE)
-            for name, directory in directories.items()
-            if (directory / TORCHSCRIPT_FILE).is_file()
-        }

@@ -15,6 +15,7 @@ import typer
 from diptych.progress import console
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from diptych.serving.server import LOCALHOST, READY_TIMEOUT_S, Server
+from diptych.serving.settings import Settings
 from diptych.serving.triton_log import deserves_showing
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -37,6 +38,7 @@ def serve(
     metrics_port: int = METRICS_PORT,
     tritonserver: Path | None = None,
     log: Path | None = None,
+    settings: Settings | None = None,
 ) -> int:
     """Start, print the addresses, stay. Returns the status to exit with; raises UserError."""
     server = Server(
@@ -47,6 +49,7 @@ def serve(
         metrics_port=metrics_port,
         tritonserver=tritonserver,
         log=log,
+        settings=settings,
     )
     with _signals_raise_stopped():
         try:

@@ -13,9 +13,11 @@ from types import TracebackType
 
 from diptych.errors import UserError
 from diptych.serving import launch, leftovers
+from diptych.serving.hardware import require_hardware
 from diptych.serving.installation import find_installation
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, Ports
 from diptych.serving.probe import ENSEMBLE, is_answering
+from diptych.serving.settings import Settings
 from diptych.serving.triton_log import explain_failure, find_dead_stub
 from diptych.serving.workspace import Workspace
 
@@ -45,7 +47,9 @@ class Server:
         metrics_port: int = METRICS_PORT,
         tritonserver: Path | None = None,
         log: Path | None = None,
+        settings: Settings | None = None,
     ) -> None:
+        self.settings = settings
         self.repository = repository
         self.host = host
         self.ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
@@ -86,10 +90,11 @@ class Server:
 
     def _start(self) -> None:
         _require_repository(self.repository)
+        require_hardware(self.repository)
         installation = find_installation(self._tritonserver)
         leftovers.sweep_dead()
         self.ports = self.ports.settle(self.host)
-        workspace = Workspace(self._prefix, installation, self.repository)
+        workspace = Workspace(self._prefix, installation, self.repository, self.settings)
         self.log = self._log or workspace.log
         command = [str(installation.binary.absolute()), *self._options(workspace)]
         with self.log.open("wb") as log:

@@ -11,19 +11,25 @@ from pathlib import Path
 
 from diptych.serving.installation import STUB, Installation
 from diptych.serving.libpython import find_libpython
+from diptych.serving.settings import Settings, copy_with_settings
 
+# Libraries start as many threads as there are cores, in each process anew. Ours are processes by design: one
+# thread each, and what the configs say for PyTorch.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 OUR_BACKENDS = Path(__file__).parent / "backends"
 
 
 class Workspace:
     """Made before the server starts; removed by `leftovers.sweep`, with all else that carries the prefix."""
 
-    def __init__(self, prefix: str, installation: Installation, repository: Path) -> None:
+    def __init__(
+        self, prefix: str, installation: Installation, repository: Path, settings: Settings | None = None
+    ) -> None:
         self.root = Path(tempfile.gettempdir(), f"{prefix}workspace")
         self.root.mkdir(mode=0o700)
         self.log = self.root / "tritonserver.log"
         self.backends = self._assemble_backends(installation)
-        self.repository = self._shell_safe(repository.resolve())
+        self.repository = self._shell_safe(repository.resolve(), settings)
         self.environment = self._environment(installation)
 
     def _assemble_backends(self, installation: Installation) -> Path:
@@ -36,8 +42,12 @@ class Workspace:
         (backends / "pytorch").symlink_to((installation.backends if is_native else OUR_BACKENDS) / "pytorch")
         return backends
 
-    def _shell_safe(self, repository: Path) -> Path:
+    def _shell_safe(self, repository: Path, settings: Settings | None) -> Path:
         """Triton starts stubs through an unquoted shell command: a space in the path would break it."""
+        if settings is not None:
+            copy = self.root / "tuned_repository"
+            copy_with_settings(settings, repository, copy)
+            return copy
         if shlex.quote(str(repository)) == str(repository):
             return repository
         link = self.root / "model_repository"
@@ -50,7 +60,7 @@ class Workspace:
         The embedded interpreter ignores PYTHONPATH and PYTHONHOME. It looks for `python3` in PATH and takes
         the virtual environment that it finds there.
         """
-        environment = dict(os.environ)
+        environment = {**os.environ, **ONE_THREAD}
         if installation.libraries is None:
             return environment
         libraries = self.root / "lib"

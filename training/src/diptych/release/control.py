@@ -1,0 +1,94 @@
+"""What a release needs of a running tritonserver: load models, and ask one version of the steps directly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from diptych.errors import UserError
+from diptych.release.repository import ENSEMBLE, STEPS
+
+LOAD_TIMEOUT_S = 600.0
+ANSWER_TIMEOUT_S = 60.0
+
+
+class Control:
+    """A connection to the administrative API over gRPC.
+
+    url      grpc://HOST:PORT
+    headers  such as the key of a restricted API
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        scheme, _, address = url.partition("://")
+        if scheme != "grpc" or not address:
+            raise UserError(f"--server {url}: expected grpc://HOST:PORT, such as grpc://127.0.0.1:8001")
+        self.url = url
+        self._headers = dict(headers or {})
+        self._client = triton.InferenceServerClient(address)
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def load(self, model: str) -> None:
+        """Load a model as its config on disk says; what is loaded serves on until the new is ready."""
+        self._call("load_model", model, client_timeout=LOAD_TIMEOUT_S)
+
+    def loaded(self) -> set[tuple[str, int]]:
+        """(model, version) pairs that are ready."""
+        index = self._call("get_model_repository_index")
+        return {(model.name, int(model.version)) for model in index.models if model.state == "READY"}
+
+    def serving_version(self) -> int | None:
+        """The ensemble's version that answers now; None where none does."""
+        versions = [version for model, version in self.loaded() if model == ENSEMBLE]
+        return versions[0] if len(versions) == 1 else None
+
+    def ask(self, version: int, image: bytes, text: bytes) -> NDArray[np.float32]:
+        """Probabilities (C,) float32 of one item from one version, step by step, past the ensemble."""
+        tensors = {name: _bytes_tensor(value) for name, value in (("image", image), ("text", text))}
+        inputs = {
+            "preprocess": ("image", "text"),
+            "image_encoder": ("pixel_values", "image_present"),
+            "text_encoder": ("input_ids", "attention_mask", "image_features"),
+            "fusion_head": ("image_features", "text_features"),
+        }
+        for step in STEPS:
+            tensors |= self._infer(step, version, {name: tensors[name] for name in inputs[step]})
+        probabilities: NDArray[np.float32] = tensors["probabilities"][0]
+        return probabilities
+
+    def _infer(
+        self, model: str, version: int, tensors: Mapping[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        inputs = []
+        for name, tensor in tensors.items():
+            inputs.append(triton.InferInput(name, list(tensor.shape), np_to_triton_dtype(tensor.dtype)))
+            inputs[-1].set_data_from_numpy(tensor)
+        answer = self._call(
+            "infer", model, inputs, model_version=str(version), client_timeout=ANSWER_TIMEOUT_S
+        )
+        return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        try:
+            return getattr(self._client, method)(*arguments, headers=self._headers, **options)
+        except InferenceServerException as error:
+            raise UserError(
+                f"{self.url}: {method} {arguments[0] if arguments else ''}: {error.message()}"
+            ) from None
+
+
+def _bytes_tensor(value: bytes) -> NDArray[np.object_]:
+    return np.array([[value]], dtype=np.object_)

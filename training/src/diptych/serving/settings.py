@@ -1,0 +1,111 @@
+"""The few settings of a repository's configs that depend on the machine, kept in a small TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import tomli_w
+
+from diptych.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+
+CONFIG_FILE = "config.pbtxt"
+STEPS = ("preprocess", "image_encoder", "text_encoder", "fusion_head")
+ENCODERS = ("image_encoder", "text_encoder")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """preprocess_instances and the like  processes of each step
+    encoder_threads     that one instance of an encoder computes with
+    max_batch_size      of every step
+    max_queue_delay_us  that a step waits for its batch to fill, in microseconds
+    precision           of the backbones, as `diptych export --precision` takes it
+    """
+
+    preprocess_instances: Count = 1
+    image_encoder_instances: Count = 1
+    text_encoder_instances: Count = 1
+    encoder_threads: Count = 1
+    max_batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32
+    max_queue_delay_us: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
+
+
+def load_settings(path: Path) -> Settings:
+    """Read what `save_settings` wrote, or a hand wrote. Raises UserError."""
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--tuning {path}: no such file. Make one: diptych tune REPO") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    known = [field.name for field in dataclasses.fields(Settings)]
+    if unknown := sorted(set(tree) - set(known)):
+        raise UserError(f"{path}: unknown key '{unknown[0]}'. Known keys: {', '.join(known)}")
+    try:
+        return msgspec.convert(tree, Settings)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def save_settings(settings: Settings, path: Path, comments: str) -> None:
+    """Write them under lines of comment that say where they come from."""
+    header = "".join(f"# {line}\n" for line in comments.splitlines())
+    path.write_text(f"{header}\n{tomli_w.dumps(dataclasses.asdict(settings))}", "utf-8")
+
+
+def apply_settings(settings: Settings, repository: Path) -> None:
+    """Write the settings into the configs of a repository; all else in them, comments too, stays."""
+    texts = {path: path.read_text("utf-8") for path in repository.glob(f"*/{CONFIG_FILE}")}
+    for path, text in texts.items():
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(_edit(text, settings, path), "utf-8")
+        unfinished.replace(path)
+
+
+def copy_with_settings(settings: Settings, repository: Path, to: Path) -> None:
+    """A repository with other settings and the same files, by links. Releases that are added to the
+    original later are not seen in it.
+    """
+    for model in sorted(path for path in repository.resolve().iterdir() if path.is_dir()):
+        (to / model.name).mkdir(parents=True)
+        for path in model.iterdir():
+            if path.name == CONFIG_FILE:
+                shutil.copyfile(path, to / model.name / CONFIG_FILE)
+            else:
+                (to / model.name / path.name).symlink_to(path)
+    apply_settings(settings, to)
+
+
+def _edit(text: str, settings: Settings, path: Path) -> str:
+    model = path.parent.name
+    values = {r"^(max_batch_size: )\d+": settings.max_batch_size}
+    if model in STEPS:
+        values[r"^(  max_queue_delay_microseconds: )\d+"] = settings.max_queue_delay_us
+    if (instances := getattr(settings, f"{model}_instances", None)) is not None:
+        values[r"^(instance_group \[ \{ count: )\d+"] = instances
+    if model in ENCODERS:
+        values[r'^(parameters \{ key: "INTRA_OP_THREAD_COUNT" value \{ string_value: ")\d+'] = (
+            settings.encoder_threads
+        )
+    for pattern, value in values.items():
+        text, count = re.subn(pattern, rf"\g<1>{value}", text, flags=re.MULTILINE)
+        if count != 1:
+            raise UserError(
+                f"{path}: {count} lines match {pattern}; one is expected. "
+                "Write it as in model_repository/, or set it by hand."
+            )
+    return text

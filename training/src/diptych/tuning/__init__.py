@@ -1,0 +1,1 @@
+"""Finds the settings of the server that suit one machine, model and mix of requests."""
