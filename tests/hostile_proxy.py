@@ -1,7 +1,7 @@
 """A TCP proxy in front of a real server that passes bytes on, or does to them what networks do.
 
-Every fault is one of `Fault`, and can be changed while connections are open. With a TLS context it ends TLS, as
-the proxies do that stand before Triton's HTTP port.
+Every fault is one of `Fault`, and can be changed while connections are open. With a TLS context it ends TLS,
+as the proxies do that stand before Triton's HTTP port.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from loadtest.bench.steady import measure_steadily
 
 CONCURRENCIES = (1, 4, 8, 16, 32)
 PEER_CONCURRENCIES = (4, 16)
-BATCH_SIZES = (1, 8, 16, 32)
+BATCH_SIZES = (1, 8, 32)
 PEERS = {
     "litserve": "loadtest.peers.callers:litserve_caller",
     "fastapi": "loadtest.peers.callers:fastapi_caller",
@@ -41,9 +41,9 @@ class Plan:
     """How long to measure. Seconds are for one load of one system in one round."""
 
     num_rounds: int = 2
-    load_s: float = 5.0
-    steady_s: float = 20.0
-    soak_s: float = 90.0
+    load_s: float = 4.0
+    steady_s: float = 15.0
+    soak_s: float = 60.0
     target: str = "cpu"
 
 
@@ -80,9 +80,11 @@ class Outcome:
     def ratios(self) -> dict[str, float]:
         """The figures that the project promises."""
         ensemble = self.best("ensemble grpc", "ensemble http")
+        # The cheapest batch size is not always the fastest: texts are padded to the longest of their batch.
+        ceiling_cpu_ms = min(m.server_cpu_ms for m in self.measurements if m.system == "ceiling")
         return {
             "throughput_over_article": ensemble.items_per_s / self.best("article").items_per_s,
-            "cpu_ms_ceiling_over_server": self.best("ceiling").server_cpu_ms / ensemble.server_cpu_ms,
+            "cpu_ms_ceiling_over_server": ceiling_cpu_ms / ensemble.server_cpu_ms,
             "throughput_over_best_peer": ensemble.items_per_s / self.best(*PEERS).items_per_s,
             "p99_over_p50_at_70pct": self.steady["p99_ms"] / self.steady["p50_ms"],
         }
@@ -94,7 +96,6 @@ def measure_pair(pair: Pair, plan: Plan, directory: Path, settings: Settings | N
     save_items(pair.items, items)
     rounds: dict[tuple[str, str], list[dict[str, float]]] = {}
     device = "cuda" if plan.target == "gpu" else "cpu"
-    batch_size = _best_batch_size(pair, items, plan, device)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(
             Server(pair.repository, http_port=0, grpc_port=0, metrics_port=0, settings=settings)
@@ -108,10 +109,9 @@ def measure_pair(pair: Pair, plan: Plan, directory: Path, settings: Settings | N
             stack.callback(meter.resume)  # before they are told to end
         for number in range(plan.num_rounds):
             console.print(f"{pair.name}: round {number + 1} of {plan.num_rounds}", highlight=False)
-            for what, source, size in (
-                ("article", pair.run.directory, 1),
-                ("ceiling", pair.repository, batch_size),
-            ):
+            in_process = [("article", pair.run.directory, 1)]
+            in_process += [("ceiling", pair.repository, size) for size in BATCH_SIZES]
+            for what, source, size in in_process:
                 found = _in_process(what, source, items, plan.load_s, size, device)
                 rounds.setdefault((what, f"batch {size}"), []).append(found)
             with meters["ensemble"].awake():
@@ -139,14 +139,6 @@ def measure_pair(pair: Pair, plan: Plan, directory: Path, settings: Settings | N
 
 
 _NO_SOAK = Soak(seconds=[], num_items=[], memory_mib=[], r_squared=0.0, growth_mib=0.0)
-
-
-def _best_batch_size(pair: Pair, items: Path, plan: Plan, device: str) -> int:
-    throughput = {
-        size: _in_process("ceiling", pair.repository, items, plan.load_s, size, device)["items_per_s"]
-        for size in BATCH_SIZES
-    }
-    return max(throughput, key=lambda size: throughput[size])
 
 
 def _in_process(

@@ -37,7 +37,7 @@ def plot_outcomes(outcomes: Mapping[str, Outcome], path: Path) -> None:
                 axes.barh(labels, values, color=colours)
             if key == "server_cpu_ms":
                 axes.barh(labels, [found.client_cpu_ms for found in best], left=values, color=SECOND)
-            axes.invert_yaxis()
+            axes.set_ylim(len(best) - 0.5, -0.5)
             axes.set_xlabel(title)
             axes.grid(axis="x", color=PALE, linewidth=0.6, alpha=0.6)
             axes.set_axisbelow(True)

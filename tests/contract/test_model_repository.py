@@ -94,3 +94,24 @@ def test_a_torchscript_config_loads_unchanged_in_the_native_backend(model):
     assert (config.backend, config.runtime, config.default_model_filename) == ("pytorch", "", "model.pt")
     assert set(config.parameters) <= NATIVE_PARAMETERS
     assert not any(tensor.optional for tensor in config.input)
+
+
+@pytest.mark.parametrize("model", ["preprocess", "image_encoder", "text_encoder"])
+def test_a_callers_timeout_is_honoured_wherever_requests_queue(model):
+    policy = read_config(model).dynamic_batching.default_queue_policy
+    assert policy.default_timeout_microseconds > 0  # else an override is ignored
+    assert policy.allow_timeout_override
+    assert policy.max_queue_size > 0
+    assert policy.timeout_action == policy.REJECT
+
+
+@pytest.mark.parametrize("model", [model for model in MODELS if model != "classifier"])
+def test_every_part_is_warmed_up_with_all_its_inputs_in_several_batch_sizes(model):
+    config = read_config(model)
+    assert len({sample.batch_size for sample in config.model_warmup}) > 1
+    for sample in config.model_warmup:
+        assert sample.batch_size <= config.max_batch_size
+        assert set(sample.inputs) == {tensor.name for tensor in config.input}
+        for value in sample.inputs.values():
+            if value.input_data_file:
+                assert (SOURCE / model / "warmup" / value.input_data_file).is_file()

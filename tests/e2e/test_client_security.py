@@ -97,7 +97,7 @@ def test_a_client_is_refused_with(url: str, certificates: Path, files: dict[str,
     tls = Tls(**{field: certificates / file for field, file in files.items()})
     with (
         Client(url, tls=tls, headers={HEADER: KEY}, timeout_s=10) as client,
-        pytest.raises(ConnectionFailed, match="^grpcs://localhost") as caught,
+        pytest.raises(ConnectionFailed, match=r"^grpcs://localhost") as caught,
     ):
         client.classify(text="words")
     assert KEY not in str(caught.value)

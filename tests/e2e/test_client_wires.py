@@ -208,7 +208,7 @@ def test_a_url_is_fetched_by_the_callers_own_fetcher_alone(server: Server, items
 def test_a_certificate_that_nobody_vouches_for_is_refused(https: HostileProxy) -> None:
     with (
         Client(f"https://localhost:{https.port}") as client,
-        pytest.raises(ConnectionFailed, match="CERTIFICATE_VERIFY_FAILED|certificate verify failed"),
+        pytest.raises(ConnectionFailed, match="certificate verify failed"),
     ):
         client.classify(text="words")
 

@@ -22,8 +22,9 @@ from diptych.errors import UserError
 from diptych.export.repository import export
 from diptych.export.torchscript import run_parts
 from diptych.models.classifier import Inputs
-from diptych.preprocessing import Row
+from diptych.preprocessing import Preprocessor, Row
 from diptych.run import Run
+from diptych.serving.settings import Settings
 
 PARTS = ("image_encoder", "text_encoder", "fusion_head")
 MODELS = ("classifier", "preprocess", *PARTS)
@@ -89,6 +90,7 @@ def test_a_repository_holds_one_complete_version_of_every_model(repository: Path
             *(f"preprocess/warmup/{name}" for name in ("image", "text")),
             "image_encoder/warmup/true",
             "text_encoder/warmup/ones",
+            "classifier/1/golden.json",
             "classifier/1/manifest.json",
             "preprocess/1/model.py",
             "preprocess/1/preprocessing.py",
@@ -196,6 +198,30 @@ def test_exporting_again_adds_a_version_of_every_part_and_changes_nothing_that_s
     assert list(ensemble.version_policy.specific.versions) == [1]
     assert json.loads((repository / "classifier/2/manifest.json").read_text())["version"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["model_repository"]
+
+
+def test_settings_are_exported_and_outlive_the_next_version(tiny_run: Run, tmp_path: Path) -> None:
+    repository = tmp_path / "model_repository"
+    export(tiny_run, repository, settings=Settings(image_encoder_instances=2, max_batch_size=16))
+    export(tiny_run, repository)
+    assert "instance_group [ { count: 2 } ]" in (repository / "image_encoder/config.pbtxt").read_text()
+    ensemble = read_ensemble(repository)
+    assert (ensemble.max_batch_size, list(ensemble.version_policy.specific.versions)) == (16, [2])
+
+
+def test_pictures_for_warming_up_have_the_models_size_and_are_left_out_where_versions_differ(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    repository = tmp_path / "model_repository"
+    export(tiny_run, repository)
+    config = repository / "image_encoder/config.pbtxt"
+    assert config.read_text().count("dims: [ 3, 64, 64 ]") == 3
+    assert 'input_data_file: "true"' in config.read_text()
+    spec = dataclasses.replace(tiny_run.preprocessor.spec, image_size_px=96)
+    larger = Preprocessor(spec, tiny_run.preprocessor.tokenizer_json)
+    export(dataclasses.replace(tiny_run, preprocessor=larger), repository)
+    assert config.read_text().count("dims: [ 3, 64, 64 ]") == 3
+    assert 'input_data_file: "true"' not in config.read_text()
 
 
 def test_other_labels_are_another_repository(tiny_run: Run, repository: Path) -> None:

@@ -12,7 +12,14 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from diptych.preprocessing import InvalidInput, PreprocessingSpec, Preprocessor, Row
+from diptych.preprocessing import (
+    InvalidInput,
+    PreprocessingSpec,
+    Preprocessor,
+    Row,
+    decode_image,
+    fit_on_white,
+)
 
 TEXT = b"a red apple"
 
@@ -111,6 +118,19 @@ def test_the_first_frame_of_an_animation_counts(preprocessor: Preprocessor) -> N
 def test_a_large_jpeg_decoded_at_reduced_scale_keeps_its_colours(preprocessor: Preprocessor) -> None:
     data = encode(Image.new("RGB", (3000, 2000), (10, 120, 200)), "JPEG", quality=95)
     assert np.allclose(colour_at_centre(preprocessor, data), (10, 120, 200), atol=3)
+
+
+@pytest.mark.parametrize("size", [(4000, 3000), (3000, 500), (640, 480), (1600, 33)])
+def test_a_jpeg_decoded_at_reduced_scale_looks_like_the_whole_one(size: tuple[int, int]) -> None:
+    spec = PreprocessingSpec(image_size_px=64, max_tokens=8)
+    colours = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC), "JPEG", quality=90)
+    reduced = decode_image(data, spec)
+    assert max(reduced.size) >= 128
+    assert max(reduced.size) < 256 or size == reduced.size or max(size) // 8 > 128
+    whole = fit_on_white(Image.open(io.BytesIO(data)).convert("RGB"), 64)
+    difference = np.abs(np.asarray(fit_on_white(reduced, 64), np.int16) - np.asarray(whole, np.int16))
+    assert difference.mean() < 1
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ from diptych.run import METRICS_FILE, Run
 from diptych.train import train
 
 CONDITIONS = tuple(CONDITION_NAMES)
+# What a model that never saw the other modality says to it is noise.
+CONDITIONS_OF = {"picture alone": ("image_only",), "words alone": ("text_only",)}
 
 
 class Trial(NamedTuple):
@@ -130,7 +132,12 @@ def score_table(results: Results, baselines: Mapping[str, Mapping[str, Any]]) ->
     for column in ("variant", "both", "picture only", "words only"):
         table.add_column(column, no_wrap=True)
     for name, trials in results.items():
-        cells = (_cell([trial.scores[condition] for trial in trials]) for condition in CONDITIONS)
+        cells = (
+            _cell([trial.scores[condition] for trial in trials])
+            if condition in CONDITIONS_OF.get(name, CONDITIONS)
+            else ""
+            for condition in CONDITIONS
+        )
         table.add_row(name, *cells)
     for name, scores in baselines.items():
         table.add_row(name, _cell([scores]), "", "")
@@ -161,7 +168,7 @@ def plot_ablation(results: Results, baselines: Mapping[str, Mapping[str, Any]], 
     axes = figure.subplots()
     names = [*results, *baselines]
     for row, name in enumerate(names):
-        for condition in CONDITIONS if name in results else CONDITIONS[:1]:
+        for condition in CONDITIONS_OF.get(name, CONDITIONS if name in results else CONDITIONS[:1]):
             scores = (
                 [trial.scores[condition]["accuracy"] for trial in results[name]]
                 if name in results

@@ -14,7 +14,7 @@ from diptych.errors import UserError
 
 GOLDEN_FILE = "golden.json"
 NUM_ITEMS = 8
-# Other processors round otherwise: far more than parity in one process needs, far less than other weights make.
+# Other processors round otherwise: more than parity in one process allows, less than other weights differ.
 MAX_DIFFERENCE_EXACT, MAX_DIFFERENCE_LEAN = 1e-3, 0.05
 
 Ask = Callable[[bytes, bytes], NDArray[np.float32]]
@@ -44,7 +44,10 @@ def record(path: Path, items: Sequence[tuple[bytes, bytes]], ask: Ask, *, is_exa
 
 
 def replay(path: Path, ask: Ask) -> float:
-    """Ask all of them again. Returns the largest difference of a probability; raises UserError above the limit."""
+    """Ask all of them again. Returns the largest difference of a probability.
+
+    raises  UserError where it is above the limit
+    """
     golden = json.loads(path.read_text("utf-8"))
     largest = 0.0
     for request in golden["requests"]:
@@ -55,8 +58,9 @@ def replay(path: Path, ask: Ask) -> float:
         difference = float(np.abs(found - expected).max())
         if not difference <= golden["max_difference"]:  # a NaN fails too
             raise UserError(
-                f"{path}: the answer to {request['text'] or 'a picture alone'!r} differs by {difference:.4f} in a "
-                f"probability from the one recorded at export; at most {golden['max_difference']} is accepted"
+                f"{path}: the answer to {request['text'] or 'a picture alone'!r} differs by "
+                f"{difference:.4f} in a probability from the one recorded at export; "
+                f"at most {golden['max_difference']} is accepted"
             )
         largest = max(largest, difference)
     return largest

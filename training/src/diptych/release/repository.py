@@ -1,7 +1,7 @@
 """What a repository says about its versions: those it holds, those Triton loads, the one that serves.
 
-The ensemble's pins name the one that serves. Each step's version_policy names those that Triton loads, so that
-a version which was exported but never activated cannot hinder a server that starts.
+The ensemble's pins name the one that serves. Each step's version_policy names those that Triton loads, so
+that a version which was exported but never activated cannot hinder a server that starts.
 """
 
 from __future__ import annotations
