@@ -14,7 +14,7 @@ CONFIG := training/configs/quickstart.toml
 REPOSITORY := build/model_repository
 EXPORTED := $(REPOSITORY)/classifier/config.pbtxt
 
-.PHONY: help setup demo test check lint format serve clean
+.PHONY: help setup demo test check lint format serve loadtest bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -26,7 +26,7 @@ $(SETUP): training/pyproject.toml training/constraints.txt client/pyproject.toml
 		{ echo "Diptych needs Python 3.10 to 3.12, found $$($(PYTHON) --version). Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "Debian and Ubuntu keep venv apart: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on \
-		--constraint training/constraints.txt --editable client --editable 'training[quickstart,embedded,dev]'
+		--constraint training/constraints.txt --editable 'client[local,score,demo]' --editable 'training[quickstart,embedded,loadtest,bench,dev]'
 	@touch $@
 
 $(DATA): | $(SETUP)
@@ -62,6 +62,12 @@ format: $(SETUP) ## let ruff rewrite what it can
 
 serve: $(EXPORTED) ## serve the last export and stay
 	@$(BIN)/diptych serve $(REPOSITORY)
+
+loadtest: $(EXPORTED) ## load the served model; fail on a breach of loadtest/slo.toml (LOADTEST="--shape step ...")
+	@$(BIN)/python -m loadtest --repository $(REPOSITORY) $(LOADTEST)
+
+bench: $(SETUP) $(DATA) ## speed beside the article's path, the ceiling and other servers: loadtest/results/bench.json
+	@$(BIN)/python -m loadtest.bench $(BENCH)
 
 clean: ## remove what was made, except .venv and the data
 	rm -rf build runs prediction.png

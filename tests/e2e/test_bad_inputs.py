@@ -18,7 +18,7 @@ from raw_wire import Ask, Item, Refused, ask_over_grpc, ask_over_http, grpc_chan
 from diptych.predict import predict
 from diptych.run import Run
 from diptych.serving import Server
-from diptych_client import Client, InvalidInput
+from diptych_client import Client, InvalidInput, Limits
 
 ODD = odd_items()
 HOSTILE = hostile_items()
@@ -44,7 +44,9 @@ def ask(server: Server, wire: str) -> Iterator[Ask]:
 
 @pytest.fixture(scope="module")
 def client(server: Server, wire: str) -> Iterator[Client]:
-    with Client(getattr(server, f"{wire}_url"), timeout_s=30) as client:
+    """One that leaves it to the server to refuse."""
+    limits = Limits(max_image_bytes=2**30, max_image_pixels=10**12, max_text_bytes=2**30)
+    with Client(getattr(server, f"{wire}_url"), timeout_s=30, limits=limits) as client:
         yield client
 
 

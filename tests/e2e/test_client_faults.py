@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import threading
 import time
@@ -22,12 +23,14 @@ from diptych_client import (
     ConnectionFailed,
     DeadlineExceeded,
     DiptychError,
+    ModelNotReady,
     Retries,
 )
 
 TIMEOUT_S = 1.5
 # What a loaded machine may take to notice.
 GRACE_S = 2.0
+PAUSE_S = 0.02
 
 WIRES = ("grpc", "http")
 Outcome = Answer | DiptychError
@@ -165,73 +168,89 @@ def test_a_host_that_takes_no_connection_is_left_after_two_seconds(server: Serve
                 single.classify(text="a leaf")
 
 
-def test_a_server_restarted_under_load_costs_no_call_its_deadline(tmp_path_factory) -> None:
-    """Killed and started anew on the same ports, while threads and tasks call over both wires."""
-    repository = build_tiny_repository(tmp_path_factory.mktemp("restart") / "model_repository")
-    outcomes: list[Outcome] = []
-    stop = threading.Event()
+class Load:
+    """A context manager: inside the `with`, threads and tasks call a server over both wires.
 
-    def call_from_thread(client: Client) -> None:
-        while not stop.is_set():
-            outcomes.append(outcome_of(client))
-            time.sleep(0.005)
+    outcomes  what the calls ended in
+    failures  what ended a caller; each call's time is checked too
+    """
 
-    async def call_from_tasks(urls: list[str]) -> None:
-        async def call(client: AsyncClient) -> None:
-            while not stop.is_set():
-                outcomes.append(await outcome_of_async(client))
-                await asyncio.sleep(0.005)
+    def __init__(self, server: Server) -> None:
+        self.outcomes: list[Outcome] = []
+        self.failures: list[BaseException] = []
+        self._urls = [server.grpc_url, server.http_url]
+        self._is_over = threading.Event()
+        runs = [
+            *(functools.partial(self._call, url) for url in self._urls for _ in range(2)),
+            self._call_async,
+        ]
+        self._threads = [threading.Thread(target=self._guard, args=(run,)) for run in runs]
 
-        async with contextlib.AsyncExitStack() as stack:
-            clients = [await stack.enter_async_context(AsyncClient(url, timeout_s=TIMEOUT_S)) for url in urls]
-            await asyncio.gather(*(call(client) for client in clients for _ in range(2)))
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
 
-    failures: list[BaseException] = []
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive()
 
-    def guarded(run: Callable[[], None]) -> None:
+    def wait_for_answers(self, num: int) -> bool:
+        """Until that many more answers have come."""
+        start, ends_at_s = len(self.outcomes), time.monotonic() + 60
+        while time.monotonic() < ends_at_s:
+            if sum(isinstance(outcome, Answer) for outcome in self.outcomes[start:]) >= num:
+                return True
+            time.sleep(PAUSE_S)
+        return False
+
+    def _guard(self, run: Callable[[], None]) -> None:
         try:
             run()
         except BaseException as error:
-            failures.append(error)
+            self.failures.append(error)
 
-    with (
-        Server(repository, http_port=0, grpc_port=0, metrics_port=0) as first,
-        contextlib.ExitStack() as stack,
-    ):
+    def _call(self, url: str) -> None:
+        with Client(url, timeout_s=TIMEOUT_S) as client:
+            while not self._is_over.is_set():
+                self.outcomes.append(outcome_of(client))
+                time.sleep(PAUSE_S)
+
+    def _call_async(self) -> None:
+        async def call(url: str) -> None:
+            async with AsyncClient(url, timeout_s=TIMEOUT_S) as client:
+                while not self._is_over.is_set():
+                    self.outcomes.append(await outcome_of_async(client))
+                    await asyncio.sleep(PAUSE_S)
+
+        async def call_all() -> None:
+            await asyncio.gather(*(call(url) for url in self._urls))
+
+        asyncio.run(call_all())
+
+
+def test_a_server_killed_and_restarted_under_load_costs_no_call_its_deadline(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    repository = build_tiny_repository(tmp_path_factory.mktemp("restart") / "model_repository")
+    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as first:
         first.wait_until_ready()
-        ports = first.ports
-        urls = [first.grpc_url, first.http_url]
-        clients = [stack.enter_context(Client(url, timeout_s=TIMEOUT_S)) for url in urls]
-        for client in clients:
-            client.wait_until_ready(timeout_s=60)
-        runs = [lambda client=client: call_from_thread(client) for client in clients for _ in range(3)]
-        runs.append(lambda: asyncio.run(call_from_tasks(urls)))
-        threads = [threading.Thread(target=guarded, args=(run,)) for run in runs]
-        for thread in threads:
-            thread.start()
-        stack.callback(lambda: [thread.join(30) for thread in threads])
-        stack.callback(stop.set)
+        with Load(first) as load:
+            assert load.wait_for_answers(50)
+            first.process.kill()
+            first.stop()
+            ports = first.ports
+            with Server(
+                repository, http_port=ports.http, grpc_port=ports.grpc, metrics_port=ports.metrics
+            ) as second:
+                second.wait_until_ready()
+                assert load.wait_for_answers(50)
 
-        time.sleep(1)
-        first.process.kill()
-        first.stop()
-        with Server(
-            repository, http_port=ports.http, grpc_port=ports.grpc, metrics_port=ports.metrics
-        ) as second:
-            second.wait_until_ready()
-            for client in clients:
-                client.wait_until_ready(timeout_s=60)
-            num_before = len(outcomes)
-            time.sleep(2)
-            stop.set()
-            for thread in threads:
-                thread.join(30)
-
-    assert not any(thread.is_alive() for thread in threads)
-    assert failures == []
-    kinds = Counter(type(outcome).__name__ for outcome in outcomes)
-    assert kinds.keys() <= {"Answer", "ConnectionFailed", "DeadlineExceeded", "ModelNotReady"}, kinds
-    assert kinds["ConnectionFailed"] > 0, kinds
-    assert any(isinstance(outcome, Answer) for outcome in outcomes[num_before:]), kinds
-    ids = [outcome.request_id for outcome in outcomes]
+    assert load.failures == []
+    kinds = Counter(type(outcome) for outcome in load.outcomes)
+    assert kinds.keys() <= {Answer, ConnectionFailed, DeadlineExceeded, ModelNotReady}
+    assert kinds[ConnectionFailed] > 0
+    ids = [outcome.request_id for outcome in load.outcomes]
     assert len(set(ids)) == len(ids)

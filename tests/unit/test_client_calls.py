@@ -317,8 +317,15 @@ def test_a_closed_client_says_so(client: Client):
         client.classify(text="words")
 
 
+def test_the_time_that_is_left_is_sent_as_tritons_queue_timeout(client: Client, triton: FakeTriton):
+    client.classify(text="words", timeout_s=3)
+    assert 2_000_000 < triton.received[0].timeout_us <= 3_000_000
+
+
 def test_importing_the_package_loads_neither_grpc_nor_numpy_nor_pillow():
-    heavy = "{'grpc', 'numpy', 'PIL', 'h11', 'gevent', 'asyncio'}"
+    heavy = (
+        "{'grpc', 'numpy', 'PIL', 'h11', 'gevent', 'asyncio', 'ssl', 'tritonclient', 'concurrent.futures'}"
+    )
     code = f"import sys, diptych_client; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

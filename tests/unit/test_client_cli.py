@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from diptych_client import InvalidInput, Tls
 from diptych_client.cli import main
+from diptych_client.environment import headers_of, tls_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_client_fake_triton import Failure, FakeTriton
@@ -103,3 +105,63 @@ def test_the_command_reads_a_picture_from_standard_input(triton: FakeTriton):
     assert done.stdout.startswith(b"clothing 0.900")
     assert b"##" in done.stdout  # bars that this terminal can print
     assert triton.received[0].inputs["image"][2][4:] == b"picture"
+
+
+def test_explain_says_what_each_modality_alone_would_say(triton: FakeTriton, capsys, tmp_path: Path):
+    picture = tmp_path / "picture.jpg"
+    picture.write_bytes(b"picture")
+    assert main(["classify", str(picture), "--text", "words", "--explain"]) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "picture only: clothing 0.900",
+        "words only: clothing 0.900",
+        "decided by: either",
+    ]
+    sent = sorted(
+        (bool(request.inputs["image"][2][4:]), bool(request.inputs["text"][2][4:]))
+        for request in triton.received
+        if request.inputs["text"][2][4:] != b"labels"
+    )
+    assert sent == [(False, True), (True, False), (True, True)]
+
+
+def test_below_the_minimal_score_there_is_no_label(triton: FakeTriton, capsys):
+    assert main(["classify", "--text", "words", "--min-score", "0.95"]) == 0
+    assert capsys.readouterr().out.startswith("undecided: 0.900\n")
+
+
+def test_headers_come_from_the_environment(triton: FakeTriton, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DIPTYCH_HEADERS", "authorization=Bearer a%2Cb==, x-tenant=shop")
+    assert headers_of(os.environ) == {"authorization": "Bearer a,b==", "x-tenant": "shop"}
+    assert main(["classify", "--text", "words"]) == 0
+
+
+def test_headers_without_a_value_are_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv("DIPTYCH_HEADERS", "a-secret-token")
+    assert main(["labels"]) == 2
+    printed = capsys.readouterr().err
+    assert "DIPTYCH_HEADERS: found no '=' in part 1" in printed
+    assert "secret" not in printed
+
+
+def test_certificates_come_from_the_environment():
+    assert tls_of({}) is None
+    assert tls_of({"DIPTYCH_CA_FILE": "ca.pem"}) == Tls(ca_file="ca.pem")
+    with pytest.raises(InvalidInput, match="one of certificate_file and key_file"):
+        tls_of({"DIPTYCH_KEY_FILE": "key.pem"})
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [(["score", "a.csv", "--out", "b.parquet"], "pyarrow", "score"), (["demo"], "gradio", "demo")],
+)
+def test_a_command_without_its_packages_names_the_extra(
+    command: list[str], package: str, extra: str, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    for name in [name for name in sys.modules if name.startswith(f"diptych_client.{extra}")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(command) == 2
+    expected = (
+        f"diptych-client: {package} is not installed; get it with: pip install 'diptych-client[{extra}]'\n"
+    )
+    assert capsys.readouterr().err == expected

@@ -23,13 +23,15 @@ UNLIMITED = (("grpc.max_receive_message_length", -1),)
 
 @dataclasses.dataclass(frozen=True)
 class Received:
-    """One request as it came: each input as (datatype, shape, bytes)."""
+    """One request as it came: each input as (datatype, shape, bytes); header names in lower case."""
 
     model: str
     request_id: str
     inputs: dict[str, tuple[str, tuple[int, ...], bytes]]
     outputs: tuple[str, ...]
     num_classes: int
+    timeout_us: int
+    headers: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,12 @@ class Failure:
 
 
 class FakeTriton:
-    """Answers every request with `scores`, unless there is a `failure`, after `hold` is set."""
+    """Answers every request with `scores`, after `hold` is set.
+
+    failure       what every request is answered with instead, where there is one
+    failures      what the next requests are answered with instead, one each
+    num_failures  how many were
+    """
 
     def __init__(self) -> None:
         self.hangs_up = False  # whether HTTP connections are closed after each answer, without a word
@@ -50,11 +57,18 @@ class FakeTriton:
         self.scores = [0.03125, 0.9, 2e-7, 0.0687498]
         self.model_version = "1"
         self.failure: Failure | None = None
+        self.failures: list[Failure] = []
+        self.num_failures = 0
         self.hold = threading.Event()
         self.hold.set()
         self.received: list[Received] = []
         self.num_http_connections = 0
         self.urls: dict[str, str] = {}
+
+    def next_failure(self) -> Failure | None:
+        failure = self.failures.pop(0) if self.failures else self.failure
+        self.num_failures += failure is not None
+        return failure
 
     def answer(self, request: Received) -> tuple[str, int, bytes]:
         """Datatype, number of elements, bytes."""
@@ -93,7 +107,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.triton = triton
 
     def ModelInfer(self, request, context):
-        if failure := self.triton.failure:
+        if failure := self.triton.next_failure():
             context.abort(grpc.StatusCode[failure.grpc_code], failure.message)
         inputs = {
             tensor.name: (tensor.datatype, tuple(tensor.shape), content)
@@ -101,7 +115,9 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         }
         outputs = tuple(output.name for output in request.outputs)
         num_classes = request.outputs[0].parameters["classification"].int64_param
-        received = Received(request.model_name, request.id, inputs, outputs, num_classes)
+        timeout_us = request.parameters["timeout"].int64_param
+        headers = dict(context.invocation_metadata())
+        received = Received(request.model_name, request.id, inputs, outputs, num_classes, timeout_us, headers)
         datatype, num_elements, data = self.triton.answer(received)
         response = service_pb2.ModelInferResponse(
             model_name=request.model_name, model_version=self.triton.model_version, id=request.id
@@ -129,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if failure := self.server.triton.failure:
+        if failure := self.server.triton.next_failure():
             return self.reply(failure.http_status, json.dumps({"error": failure.message}).encode(), {})
         header_length = int(self.headers["Inference-Header-Content-Length"])
         header, rest = json.loads(body[:header_length]), body[header_length:]
@@ -142,7 +158,9 @@ class _Handler(BaseHTTPRequestHandler):
         outputs = tuple(output["name"] for output in header["outputs"])
         num_classes = header["outputs"][0]["parameters"].get("classification", 0)
         model = self.path.split("/")[3]
-        received = Received(model, header["id"], inputs, outputs, num_classes)
+        timeout_us = header["parameters"]["timeout"]
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        received = Received(model, header["id"], inputs, outputs, num_classes, timeout_us, headers)
         datatype, num_elements, data = self.server.triton.answer(received)
         output = {"name": outputs[0], "datatype": datatype, "shape": [1, num_elements]}
         output["parameters"] = {"binary_data_size": len(data)}

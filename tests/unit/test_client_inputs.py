@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diptych_client import InvalidInput
-from diptych_client.inputs import encode_image, encode_item, encode_text
+from diptych_client.inputs import InputRules, Limits, encode_image, encode_item, encode_text
 
 PICTURE = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
 
@@ -133,3 +135,95 @@ def test_a_damaged_pil_image_is_refused():
 def test_a_text_that_is_none_is_refused_with_what_was_found(text: object, message: str):
     with pytest.raises(InvalidInput, match=f"^text: {message}"):
         encode_text(text)
+
+
+def test_what_the_server_would_refuse_for_its_size_never_leaves(tmp_path: Path):
+    rules = InputRules(Limits(max_image_bytes=100, max_image_pixels=1000, max_text_bytes=5))
+    path = tmp_path / "large.jpg"
+    path.write_bytes(bytes(101))
+    for image, found in (
+        (bytes(101), "101 bytes"),
+        (path, r"'.*large\.jpg' of 101 bytes"),
+        (io.BytesIO(bytes(101)), "a file object with more than 100 bytes"),
+    ):
+        with pytest.raises(InvalidInput, match=rf"^image: found {found}; accepted: at most 100 bytes$"):
+            encode_image(image, rules)
+    with pytest.raises(InvalidInput, match=r"^text: found 6 bytes; accepted: at most 5 bytes of UTF-8$"):
+        encode_text("äöü", rules)
+
+
+@pytest.mark.parametrize("kind", ["file", "PIL image", "array"])
+def test_too_many_pixels_never_leave(kind: str):
+    picture = Image.new("RGB", (101, 10))
+    image = {"file": png(picture), "PIL image": picture, "array": np.asarray(picture)}[kind]
+    rules = InputRules(Limits(max_image_pixels=1000))
+    with pytest.raises(InvalidInput, match=r"^image: found 101 x 10 pixels; accepted: at most 1,000 pixels$"):
+        encode_image(image, rules)
+
+
+def test_a_decompression_bomb_is_refused_unopened():
+    def chunk(content: bytes) -> bytes:
+        return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+
+    size = chunk(b"IHDR" + struct.pack(">II", 20_000, 20_000) + b"\x08\x02\0\0\0")
+    bomb = b"\x89PNG\r\n\x1a\n" + size + chunk(b"IDAT")
+    with pytest.raises(InvalidInput, match=r"^image: found far too many pixels; accepted: at most 64,000,000"):
+        encode_image(bomb)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "PIL image", "array"])
+def test_a_large_picture_is_shrunk_to_its_longest_side(kind: str):
+    photo = Image.effect_mandelbrot((900, 600), (-2, -1, 1, 1), 60).convert("RGB")
+    buffer = io.BytesIO()
+    if kind in ("JPEG", "PNG"):
+        photo.save(buffer, kind)
+    image = {"PIL image": photo, "array": np.asarray(photo)}.get(kind, buffer.getvalue())
+    shrunk = encode_image(image, InputRules(shrink_to_px=300))
+    assert decode(shrunk).size == (300, 200)
+    error = np.asarray(decode(shrunk), float) - np.asarray(photo.resize((300, 200)), float)
+    assert np.abs(error).mean() < 10
+
+
+def test_a_small_picture_is_not_touched_by_shrinking():
+    data = png(Image.fromarray(PICTURE))
+    assert encode_image(data, InputRules(shrink_to_px=7)) == data
+
+
+def test_a_shrunk_picture_keeps_its_transparency_and_stands_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to view
+    buffer = io.BytesIO()
+    Image.new("RGBA", (900, 600), (10, 20, 30, 40)).save(buffer, "PNG", exif=exif, compress_level=0)
+    shrunk = decode(encode_image(buffer.getvalue(), InputRules(shrink_to_px=300)))
+    assert (shrunk.size, shrunk.mode) == ((200, 300), "RGBA")
+    assert shrunk.getpixel((0, 0)) == pytest.approx((10, 20, 30, 40), abs=3)
+
+
+def test_shrinking_leaves_what_it_cannot_read_to_the_server():
+    photo = png(Image.effect_noise((900, 600), 50))
+    for data in (photo[: len(photo) // 2], b"no picture"):
+        assert encode_image(data, InputRules(shrink_to_px=300)) == data
+
+
+def test_shrinking_leaves_the_callers_image_as_it_was(tmp_path: Path):
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (1600, 1200)).save(path)
+    with Image.open(path) as picture:
+        encode_image(picture, InputRules(shrink_to_px=300))
+        assert picture.size == (1600, 1200)
+
+
+def test_a_fetcher_gets_urls_and_only_these(tmp_path: Path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(png(Image.fromarray(PICTURE)))
+    asked: list[str] = []
+
+    def fetch(url: str) -> bytes:
+        asked.append(url)
+        return path.read_bytes()
+
+    rules = InputRules(fetch=fetch)
+    assert encode_image("https://example.org/a.png", rules) == encode_image(path, rules)
+    assert asked == ["https://example.org/a.png"]
+    with pytest.raises(InvalidInput, match="found a `fetch` that returns NoneType; accepted: bytes"):
+        encode_image("https://example.org/a.png", InputRules(fetch=lambda url: None))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, Optional, TypeVar, Union
 from diptych_client.conversation import Conversation
 from diptych_client.deadline import Deadline
 from diptych_client.endpoint import LOCAL, Address, parse_urls
-from diptych_client.errors import InvalidInput
+from diptych_client.errors import ConnectionFailed, InvalidInput
 from diptych_client.exchange import Exchange
 from diptych_client.headers import GivenHeaders, Headers
 from diptych_client.inputs import Fetch, InputRules, Limits
@@ -84,7 +84,8 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
         transport = self._transports.get(address)
         if transport is None:
             with self._lock:
-                self._require_open()
+                if self._is_closed:  # under a call in flight
+                    raise ConnectionFailed(f"{address}: the client was closed")
                 transport = self._transports.get(address) or self._open(address)
                 self._transports[address] = transport
         return transport
@@ -110,12 +111,9 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
         return f"{type(self).__name__}({shown}, timeout_s={self._timeout_s:g})"
 
     def _start(self, timeout_s: Optional[float]) -> Deadline:
-        self._require_open()
-        return Deadline(self._timeout_s if timeout_s is None else timeout_s)
-
-    def _require_open(self) -> None:
         if self._is_closed:
             raise RuntimeError(f"{self!r} is closed")
+        return Deadline(self._timeout_s if timeout_s is None else timeout_s)
 
     def _score_of(self, min_score: Optional[float]) -> float:
         return self._min_score if min_score is None else _checked_score(min_score)

@@ -93,18 +93,10 @@ def run_classify(client: Client, arguments: argparse.Namespace) -> None:
 
 def run_score(client: Client, arguments: argparse.Namespace) -> None:
     with needs_extra("score"):
-        from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
-
         from diptych_client.score import score_table
+        from diptych_client.score.progress import progress_bar
 
-    with tqdm(unit=" rows", disable=True if arguments.json else None) as bar:  # None: on terminals only
-
-        def show(num_done: int, num_rows: int) -> None:
-            if bar.total is None:  # the first call: what an earlier run has done is not this one's speed
-                bar.reset(total=num_rows)
-                bar.initial = bar.n = num_done
-            bar.update(num_done - bar.n)
-
+    with progress_bar() as show:
         summary = score_table(
             client,
             arguments.table,
@@ -115,11 +107,7 @@ def run_score(client: Client, arguments: argparse.Namespace) -> None:
             on_progress=show,
         )
     if arguments.json:
-        print(
-            _to_json(
-                {key: value if isinstance(value, int) else str(value) for key, value in vars(summary).items()}
-            )
-        )
+        print(_to_json(dataclasses.asdict(summary)))
     else:
         print(f"{summary.num_scored:,} rows scored: {summary.out}")
         print(f"{summary.num_failed:,} rows failed: {summary.errors}")
@@ -129,6 +117,7 @@ def run_demo(client: Client, arguments: argparse.Namespace) -> None:
     with needs_extra("demo"):
         from diptych_client.demo import serve_demo
 
+    print(f"http://{arguments.host}:{arguments.port}/ (Ctrl-C ends it)", flush=True)
     serve_demo(client, host=arguments.host, port=arguments.port)
 
 

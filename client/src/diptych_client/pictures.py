@@ -29,6 +29,8 @@ def check_and_shrink(data: bytes, max_pixels: int, shrink_to_px: Optional[int]) 
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        if max_pixels > (Image.MAX_IMAGE_PIXELS or max_pixels):  # the caller allows more than Pillow does
+            return data
         raise _too_many("far too many pixels", max_pixels) from None
     except Exception:  # Pillow's decoders raise almost anything on damaged files
         return data
@@ -36,6 +38,7 @@ def check_and_shrink(data: bytes, max_pixels: int, shrink_to_px: Optional[int]) 
     if shrink_to_px is None or max(picture.size) <= shrink_to_px:
         return data
     try:
+        picture.draft("RGB", (2 * shrink_to_px, 2 * shrink_to_px))  # JPEGs can be decoded at a fraction
         shrunk = _shrink(picture, shrink_to_px)
     except Exception:  # as above
         return data
@@ -62,8 +65,6 @@ def _shrink(picture: Image.Image, to_px: int) -> bytes:
     is_opaque = not picture.has_transparency_data
     if picture.mode.startswith("I"):  # 16-bit grey: Pillow's conversion to RGB clips at 255
         return _png(ImageOps.contain(ImageOps.exif_transpose(picture), (to_px, to_px)))
-    # A copy, because draft and load change the caller's image. draft lets JPEGs be decoded at a fraction.
-    picture.draft("RGB", (2 * to_px, 2 * to_px))
     whole = ImageOps.exif_transpose(picture).convert("RGB" if is_opaque else "RGBA")
     small = ImageOps.contain(whole, (to_px, to_px), Image.Resampling.BICUBIC)
     if not is_opaque:

@@ -32,8 +32,8 @@ class Summary:
 
     num_scored: int
     num_failed: int
-    out: Path
-    errors: Path
+    out: str
+    errors: str
 
 
 def score_table(
@@ -86,7 +86,7 @@ def score_table(
                 checkpoints.add(num_done, scores, errors)
             if stopped_by is not None:
                 raise stopped_by
-    return Summary(*checkpoints.assemble(), checkpoints.out, checkpoints.errors)
+    return Summary(*checkpoints.assemble(), str(checkpoints.out), str(checkpoints.errors))
 
 
 def _ask(client: Client, table: Table, num_done: int, concurrency: int) -> Generator[Scored, None, None]:
