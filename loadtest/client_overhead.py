@@ -3,10 +3,10 @@
 python -m loadtest.client_overhead --repository build/model_repository            starts a server of its own
 python -m loadtest.client_overhead --repository build/model_repository --quick    to see that it works
 
-The raw side is what a caller would write by hand: inputs built anew for each call, a timeout, the result as an
-array; no labels, no retries, no typed errors. Rounds are interleaved and start with the one or the other in
-turn, so that a change of the machine's mood meets both; each pair of rounds gives one ratio, and the median
-counts. CPU time is this process's, without the server's.
+The raw side is what a caller would write by hand: inputs built anew for each call, a timeout, the result as
+an array; no labels, no retries, no typed errors. Rounds are interleaved and start with the one or the other
+in turn, so that a change of the machine's mood meets both; each pair of rounds gives one ratio, and the
+median counts. CPU time is this process's, without the server's.
 """
 
 from __future__ import annotations

@@ -50,12 +50,14 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=2)
     arguments = parser.parse_args()
 
-    scores = ray.data.read_parquet(arguments.items).map_batches(
+    items = ray.data.read_parquet(arguments.items)
+    # Else Ray may read small files as one block, and one block is one actor's.
+    scores = items.repartition(target_num_rows_per_block=ROWS_PER_BATCH).map_batches(
         Classifier,
         fn_constructor_args=(arguments.url,),
         batch_format="pyarrow",
         batch_size=ROWS_PER_BATCH,
-        concurrency=arguments.actors,
+        compute=ray.data.ActorPoolStrategy(size=arguments.actors),
         num_cpus=0.5,  # an actor waits for the server most of the time
     )
     scores.write_parquet(arguments.scores)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,8 @@ RESULTS = Path("loadtest/results")
 
 def main() -> int:
     options = _parse()
+    # As Ctrl-C does: the servers are ended on the way out, those that sleep between rounds too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     plan = dataclasses.replace(QUICK if options.quick else Plan(), target=options.target)
     outcomes, precisions = {}, {}
     try:

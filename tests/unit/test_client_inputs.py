@@ -167,7 +167,9 @@ def test_a_decompression_bomb_is_refused_unopened():
 
     size = chunk(b"IHDR" + struct.pack(">II", 20_000, 20_000) + b"\x08\x02\0\0\0")
     bomb = b"\x89PNG\r\n\x1a\n" + size + chunk(b"IDAT")
-    with pytest.raises(InvalidInput, match=r"^image: found far too many pixels; accepted: at most 64,000,000"):
+    with pytest.raises(
+        InvalidInput, match=r"^image: found far too many pixels; accepted: at most 64,000,000"
+    ):
         encode_image(bomb)
 
 

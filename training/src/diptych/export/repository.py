@@ -43,8 +43,8 @@ def export(
     """Add the run to a repository as its next version, or make a new repository.
 
     Everything is written beside and moved into place. What a repository serves stays as it is until
-    `diptych release activate`; its configs change only where settings are given, or where the warm-up pictures
-    would not suit both versions.
+    `diptych release activate`; its configs change only where settings are given, or where the warm-up
+    pictures would not suit both versions.
     Returns the version and what the parity gate let through.
     """
     version = _next_version(repository)
