@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych_client import AsyncClient, Client, ConnectionFailed, DeadlineExceeded, InvalidInput
+from diptych_client import AsyncClient, Client, ConnectionFailed, DeadlineExceeded, InvalidInput, ServerFault
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_client_fake_triton import Failure, FakeTriton
@@ -126,3 +126,16 @@ def test_a_failure_has_the_same_type_as_in_the_blocking_client(triton: FakeTrito
 
     for wire in WIRES:
         asyncio.run(ask(wire))
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_an_explanation_whose_questions_fail_raises_their_error(triton: FakeTriton, wire: str):
+    triton.failure = Failure("INTERNAL", 500, "stub process died")
+
+    async def ask() -> None:
+        async with AsyncClient(triton.urls[wire]) as client:
+            with pytest.raises(ServerFault, match=r"^stub process died"):
+                await client.classify(b"picture", "words", explain=True)
+        assert triton.num_failures == 3
+
+    asyncio.run(ask())

@@ -116,7 +116,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
         if isinstance(step, Together):
-            return await asyncio.gather(*(self._run(part) for part in step.parts))
+            return await self._run_together(step)
         if isinstance(step, Describe):
             return await self._transport_to(step.address).describe(step.deadline)
         if isinstance(step, Resolve):
@@ -124,3 +124,11 @@ class AsyncClient(BaseClient[AsyncTransport]):
                 await transport.close()
             return await resolve_async(step.endpoint, step.deadline)
         raise AssertionError(step)
+
+    async def _run_together(self, step: Together) -> list[Any]:
+        runs = [self._run(part) for part in step.parts]
+        outcomes = await asyncio.gather(*runs, return_exceptions=True)  # none goes on after its caller
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return outcomes
