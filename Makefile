@@ -14,10 +14,10 @@ CONFIG := training/configs/quickstart.toml
 REPOSITORY := build/model_repository
 EXPORTED := $(REPOSITORY)/classifier/config.pbtxt
 
-.PHONY: help setup demo test check lint format serve loadtest bench clean
+.PHONY: help setup demo test check lint format serve loadtest bench bench-gpu clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 setup: $(SETUP) ## install everything into .venv (5 GB: PyTorch with CUDA, and the embedded tritonserver)
 
@@ -68,6 +68,9 @@ loadtest: $(EXPORTED) ## load the served model; fail on a breach of loadtest/slo
 
 bench: $(SETUP) $(DATA) ## speed beside the article's path, the ceiling and other servers: loadtest/results/bench.json
 	@$(BIN)/python -m loadtest.bench $(BENCH)
+
+bench-gpu: $(SETUP) $(DATA) ## the same on a GPU, in fp16; has not run yet
+	@$(BIN)/python -m loadtest.bench --target gpu $(BENCH)
 
 clean: ## remove what was made, except .venv and the data
 	rm -rf build runs prediction.png
