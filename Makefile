@@ -14,7 +14,7 @@ CONFIG := training/configs/quickstart.toml
 REPOSITORY := build/model_repository
 EXPORTED := $(REPOSITORY)/classifier/config.pbtxt
 
-.PHONY: help setup demo test check lint format serve loadtest bench bench-gpu clean
+.PHONY: help setup demo test check lint format serve loadtest bench bench-gpu overhead clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -71,6 +71,9 @@ bench: $(SETUP) $(DATA) ## speed beside the article's path, the ceiling and othe
 
 bench-gpu: $(SETUP) $(DATA) ## the same on a GPU, in fp16; has not run yet
 	@$(BIN)/python -m loadtest.bench --target gpu $(BENCH)
+
+overhead: $(EXPORTED) ## what the client costs over raw tritonclient
+	@$(BIN)/python -m loadtest.client_overhead --repository $(REPOSITORY)
 
 clean: ## remove what was made, except .venv and the data
 	rm -rf build runs prediction.png

@@ -18,7 +18,7 @@ import pytest
 from conftest import make_catalogue, write_picture
 
 from diptych.serving import Server
-from diptych_client import Answer, Client, ConnectionFailed
+from diptych_client import Answer, Client, ConnectionFailed, InvalidInput, ServerFault
 from diptych_client.cli import main
 from diptych_client.score import score_table
 
@@ -219,3 +219,46 @@ def test_checkpoints_of_another_table_are_not_gone_on_from(
     (parts_of(out) / "job.json").write_text(json.dumps({"table": "another.csv"}))
     assert score(server, table, out) == 2
     assert "of another job (table, size_bytes, modified_ns, columns changed)" in capsys.readouterr().err
+
+
+class BreakingClient(Client):
+    """Its server breaks on one row."""
+
+    def classify(self, image: object = None, text: str | None = None, **others: object) -> Answer:
+        if text == "leaf 3":
+            raise ServerFault("stub died")
+        return super().classify(image, text, **others)
+
+
+def test_a_row_that_breaks_the_server_stops_the_job_unless_told_otherwise(
+    server: Server, tmp_path: Path
+) -> None:
+    table, out = tmp_path / "items.csv", tmp_path / "scores.parquet"
+    table.write_text("description\n" + "".join(f"leaf {row}\n" for row in range(1, 7)), "utf-8")
+    with BreakingClient(server.grpc_url, timeout_s=30) as client:
+        for _ in range(2):  # again and again at the same row
+            with pytest.raises(ServerFault, match="stub died"):
+                score_table(client, table, out)
+        summary = score_table(client, table, out, skip_faults=True)
+    assert (summary.num_scored, summary.num_failed) == (5, 1)
+    assert errors_of(out) == [{"row": "3", "field": "", "reason": "stub died"}]
+
+
+def test_a_table_that_shrinks_under_the_job_ends_it(server: Server, tmp_path: Path) -> None:
+    table, out = tmp_path / "items.csv", tmp_path / "scores.parquet"
+    table.write_text("description\n" + "leaf\n" * 6, "utf-8")
+
+    def shrink(num_done: int, _: int) -> None:
+        if num_done == 0:
+            table.write_text("description\nleaf\nleaf\n", "utf-8")
+
+    with (
+        Client(server.grpc_url, timeout_s=30) as client,
+        pytest.raises(InvalidInput, match="2 of 6 rows left; accepted: a table that does not change"),
+    ):
+        score_table(client, table, out, on_progress=shrink)
+
+
+def test_checkpoints_without_rows_are_refused(server: Server, table: Path, tmp_path: Path, capsys) -> None:
+    assert score(server, table, tmp_path / "scores.parquet", "--checkpoint-rows", "0") == 2
+    assert "--checkpoint-rows: found 0; accepted: 1 or more" in capsys.readouterr().err

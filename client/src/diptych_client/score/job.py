@@ -61,6 +61,8 @@ def score_table(
     """
     if out.suffix != ".parquet":
         raise InvalidInput.refusing("--out", str(out), "a file that ends in .parquet")
+    if rows_per_checkpoint < 1:
+        raise InvalidInput.refusing("--checkpoint-rows", str(rows_per_checkpoint), "1 or more")
     table = open_table(table_path)
     schema = _output_schema(table, client.labels())
     checkpoints = Checkpoints(out, schema, _describe_job(table_path, schema))
@@ -86,6 +88,9 @@ def score_table(
                 checkpoints.add(num_done, scores, errors)
             if stopped_by is not None:
                 raise stopped_by
+            if not scores and not errors:
+                found = f"{table_path} with {num_done:,} of {table.num_rows:,} rows left"
+                raise InvalidInput.refusing("table", found, "a table that does not change while it is scored")
     return Summary(*checkpoints.assemble(), str(checkpoints.out), str(checkpoints.errors))
 
 
