@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 from diptych.errors import UserError
+from diptych.release.repository import ENSEMBLE, MANIFEST_FILE, serving_version
 
-MANIFEST = "classifier/{version}/manifest.json"
 # As /proc/cpuinfo names them: x86 (either suffices), and Arm.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 GPU_DEVICE = Path("/dev/nvidiactl")
-PIN = re.compile(r"^\s*versions: (\d+)", re.MULTILINE)
 
 
 def has_bf16_instructions() -> bool:
@@ -46,8 +44,7 @@ def _refuse(repository: Path, encoder: str, reason: str) -> None:
 
 def _precision(repository: Path) -> dict[str, str]:
     """By encoder, of the version that the ensemble pins; empty where no manifest says."""
-    pin = PIN.search((repository / "classifier/config.pbtxt").read_text("utf-8"))
-    path = repository / MANIFEST.format(version=pin[1] if pin else 1)
+    path = repository / ENSEMBLE / str(serving_version(repository)) / MANIFEST_FILE
     if not path.is_file():
         return {}
     precision: dict[str, str] = json.loads(path.read_text("utf-8")).get("precision", {})

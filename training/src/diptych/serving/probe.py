@@ -6,8 +6,8 @@ import http.client
 import json
 
 from diptych.errors import UserError
+from diptych.release.repository import ENSEMBLE
 
-ENSEMBLE = "classifier"
 TIMEOUT_S = 30.0
 
 QUESTION = json.dumps(

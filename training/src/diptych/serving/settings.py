@@ -13,6 +13,7 @@ import msgspec
 import tomli_w
 
 from diptych.errors import UserError
+from diptych.release.repository import CONFIG_FILE, STEPS, replace_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,8 +22,6 @@ else:
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
-CONFIG_FILE = "config.pbtxt"
-STEPS = ("preprocess", "image_encoder", "text_encoder", "fusion_head")
 ENCODERS = ("image_encoder", "text_encoder")
 
 
@@ -71,9 +70,7 @@ def apply_settings(settings: Settings, repository: Path) -> None:
     """Write the settings into the configs of a repository; all else in them, comments too, stays."""
     texts = {path: path.read_text("utf-8") for path in repository.glob(f"*/{CONFIG_FILE}")}
     for path, text in texts.items():
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(_edit(text, settings, path), "utf-8")
-        unfinished.replace(path)
+        replace_text(path, _edit(text, settings, path))
 
 
 def copy_with_settings(settings: Settings, repository: Path, to: Path) -> None:
