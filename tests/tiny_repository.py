@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
-from diptych import preprocessing
+from diptych import metering, preprocessing
 
 SOURCE = Path(__file__).parents[1] / "model_repository"
 LABELS = ["animals", "food", "tools"]
@@ -65,14 +65,17 @@ def build_tiny_repository(to: Path) -> Path:
     (to / "classifier/1/.keep").touch()
 
     version = to / "preprocess/1"
-    (to / "preprocess/model.py").rename(version / "model.py")
+    for step in ("preprocess", "tally"):
+        (to / step / "model.py").rename(to / step / "1/model.py")
+        shutil.copy(metering.__file__, to / step / "1/metering.py")
     shutil.copy(preprocessing.__file__, version / "preprocessing.py")
     preprocessing.Preprocessor(SPEC, tiny_tokenizer().to_str()).save(version)
 
     torch.manual_seed(0)
     for name, model_type in MODELS.items():
         script_to(to / name / "1/model.pt", model_type())
-    (to / "fusion_head/labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
+    for step in ("fusion_head", "tally"):
+        (to / step / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
     return to
 
 
