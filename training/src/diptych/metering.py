@@ -106,10 +106,13 @@ class Meter:
             is_last = self._stopping.wait(PERIOD_S)
             with self._lock:
                 pending, self._pending = self._pending, Counter()
-            metrics.add(pending)
-            if self._watches_memory and time.monotonic() >= look_at_s:
-                metrics.set_memory(server_memory_bytes())
-                look_at_s = time.monotonic() + MEMORY_PERIOD_S
+            try:
+                metrics.add(pending)
+                if self._watches_memory and time.monotonic() >= look_at_s:
+                    metrics.set_memory(server_memory_bytes())
+                    look_at_s = time.monotonic() + MEMORY_PERIOD_S
+            except Exception as error:
+                self._complain(error)
 
     def _complain(self, error: Exception) -> None:
         """Once: what fails for one batch would fail for each."""
