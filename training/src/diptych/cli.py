@@ -254,14 +254,8 @@ def ablate(
     """What each part is worth: fusions, balancing, each modality alone, simple baselines."""
     from rich.console import Console
 
-    from diptych.ablation import (
-        ablate,
-        balance_table,
-        measure_baselines,
-        plot_ablation,
-        score_table,
-        variants,
-    )
+    from diptych.ablation import ablate, measure_baselines, variants
+    from diptych.ablation_report import balance_table, plot_ablation, score_table
     from diptych.config import load_config
     from diptych.run import load_run
 
