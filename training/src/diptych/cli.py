@@ -136,16 +136,25 @@ def export(
     tuning: Annotated[
         Optional[Path], typer.Option(metavar="TOML", help="Settings that `diptych tune` wrote.")
     ] = None,
+    cores: Annotated[
+        Optional[int],
+        typer.Option(
+            help="CPU cores of the machine that will serve a new repository. Default: as many as here.", min=1
+        ),
+    ] = None,
 ) -> None:
     """Export a run as TorchScript into a deployable Triton repository, behind a parity check."""
     from diptych.export.precision import choose_precision
     from diptych.export.repository import export
     from diptych.run import load_run
-    from diptych.serving.settings import load_settings
+    from diptych.serving.hardware import num_cores
+    from diptych.serving.settings import Settings, load_settings
 
     settings = load_settings(tuning) if tuning else None
     if settings and precision == "auto":
         precision = settings.precision
+    if settings is None and not to.exists():
+        settings = Settings.for_cores(cores or num_cores(), on_gpu=target == "gpu")
     version, gated = export(load_run(run), to, choose_precision(precision, target), settings)
     for result in gated.parity:
         typer.echo(
