@@ -64,7 +64,8 @@ def tune(
     items         (image file, text) pairs, in the mix that the server will see
     """
     cores = num_cores()
-    start = dataclasses.replace(Settings.for_cores(cores), precision=next(iter(repositories)))
+    precision = next(iter(repositories))
+    start = dataclasses.replace(Settings.for_cores(cores), precision=precision)  # type: ignore[arg-type]
     clock = _Clock(config.budget_s)
     console.print(f"Budget {config.budget_s:.0f} s, {cores} cores, p99 at most {config.p99_ms:g} ms")
     with tempfile.TemporaryDirectory() as directory:
