@@ -181,10 +181,23 @@ def serve(
     tuning: Annotated[
         Optional[Path], typer.Option(metavar="TOML", help="Settings that `diptych tune` wrote.")
     ] = None,
+    tls_cert: Annotated[
+        Optional[Path], typer.Option(metavar="PEM", help="Encrypt gRPC: the server's certificate chain.")
+    ] = None,
+    tls_key: Annotated[Optional[Path], typer.Option(metavar="PEM", help="That certificate's key.")] = None,
+    tls_client_ca: Annotated[
+        Optional[Path],
+        typer.Option(metavar="PEM", help="Answer only callers with a certificate of this authority."),
+    ] = None,
 ) -> None:
-    """Serve a repository with a real tritonserver until interrupted."""
+    """Serve a repository with a real tritonserver until interrupted.
+
+    Its administrative API asks for a key: the one in DIPTYCH_ADMIN_KEY (HEADER=VALUE), else a new one.
+    """
     from diptych.serving import serve
+    from diptych.serving.admin_key import AdminKey
     from diptych.serving.settings import load_settings
+    from diptych.serving.tls import ServerTls
 
     status = serve(
         repository,
@@ -194,6 +207,8 @@ def serve(
         metrics_port=metrics_port,
         tritonserver=tritonserver,
         settings=load_settings(tuning) if tuning else None,
+        admin_key=AdminKey.from_environment(),
+        tls=ServerTls.from_options(tls_cert, tls_key, tls_client_ca),
     )
     raise typer.Exit(status)
 
