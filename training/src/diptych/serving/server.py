@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from diptych.errors import UserError
 from diptych.serving import launch, leftovers
@@ -17,9 +18,11 @@ from diptych.serving.hardware import require_hardware
 from diptych.serving.installation import find_installation
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, Ports
 from diptych.serving.probe import ENSEMBLE, is_answering
-from diptych.serving.settings import Settings
 from diptych.serving.triton_log import explain_failure, find_dead_stub
 from diptych.serving.workspace import Workspace
+
+if TYPE_CHECKING:
+    from diptych.serving.settings import Settings
 
 LOCALHOST = "127.0.0.1"
 READY_TIMEOUT_S = 300.0
@@ -56,7 +59,22 @@ class Server:
         self._tritonserver = tritonserver
         self._prefix = leftovers.new_prefix()
         self._log = log
+        # The key of the model-repository API, where it is restricted: draining needs it.
+        self.control_headers: dict[str, str] = {}
         self.is_ready = False
+
+    def successor(self) -> Server:
+        """Another one, not started, like this one down to the ports that were chosen for it."""
+        return Server(
+            self.repository,
+            host=self.host,
+            http_port=self.ports.http,
+            grpc_port=self.ports.grpc,
+            metrics_port=self.ports.metrics,
+            tritonserver=self._tritonserver,
+            log=self._log,
+            settings=self.settings,
+        )
 
     @property
     def contact(self) -> str:
@@ -157,6 +175,11 @@ class Server:
 
     def _read_log(self) -> str:
         return self.log.read_text("utf-8", "replace")
+
+    def kill(self) -> None:
+        """End a server that is past an orderly end."""
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> int:
         """End the server, its stubs, its shared memory. Returns its exit status, negative for a signal."""
