@@ -1,4 +1,4 @@
-"""Rules, dashboard and runbook: what Prometheus itself says of them, and that none names what is not there."""
+"""Rules, dashboard and runbook: what Prometheus says of them, and that they name one another rightly."""
 
 from __future__ import annotations
 
