@@ -26,7 +26,7 @@ $(SETUP): training/pyproject.toml training/constraints.txt client/pyproject.toml
 		{ echo "Diptych needs Python 3.10 to 3.12, found $$($(PYTHON) --version). Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "Debian and Ubuntu keep venv apart: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on \
-		--constraint training/constraints.txt --editable 'client[local,score,demo]' --editable 'training[quickstart,embedded,loadtest,bench,dev]'
+		--constraint training/constraints.txt --editable 'client[local,score,demo,tracing]' --editable 'training[quickstart,embedded,loadtest,bench,dev]'
 	@touch $@
 
 $(DATA): | $(SETUP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,7 +25,8 @@ ALERTS = [
 
 
 def promtool(*arguments: str | Path) -> None:
-    """Debian's package `prometheus` has it."""
+    if not shutil.which("promtool"):
+        pytest.skip("no promtool (apt-get install prometheus)")
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -189,6 +189,13 @@ def serve(
         Optional[Path],
         typer.Option(metavar="PEM", help="Answer only callers with a certificate of this authority."),
     ] = None,
+    trace_url: Annotated[
+        Optional[str],
+        typer.Option(metavar="URL", help="Send OpenTelemetry spans there: a collector's OTLP over HTTP."),
+    ] = None,
+    trace_one_in: Annotated[
+        int, typer.Option(help="Of so many requests that no caller traces, trace one.", min=1)
+    ] = 1000,
 ) -> None:
     """Serve a repository with a real tritonserver until interrupted.
 
@@ -198,6 +205,7 @@ def serve(
     from diptych.serving.admin_key import AdminKey
     from diptych.serving.settings import load_settings
     from diptych.serving.tls import ServerTls
+    from diptych.serving.tracing import Tracing
 
     status = serve(
         repository,
@@ -209,6 +217,7 @@ def serve(
         settings=load_settings(tuning) if tuning else None,
         admin_key=AdminKey.from_environment(),
         tls=ServerTls.from_options(tls_cert, tls_key, tls_client_ca),
+        tracing=Tracing.from_options(trace_url, trace_one_in),
     )
     raise typer.Exit(status)
 
