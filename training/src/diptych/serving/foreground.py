@@ -16,11 +16,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 from diptych.errors import UserError
+from diptych.serving.admin_key import AdminKey
 from diptych.serving.drain import DRAIN_TIMEOUT_S, drain
 from diptych.serving.leftovers import reap_orphans
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from diptych.serving.server import LOCALHOST, READY_TIMEOUT_S, Server
 from diptych.serving.supervisor import Restarts, Watch
+from diptych.serving.tls import ServerTls
 from diptych.serving.triton_log import deserves_showing
 from diptych.serving.vitals import SILENCE_S, Vitals
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_S = 0.2
+# For its stubs to end; whatever is then still there is ended and removed by us.
+DRAINED_EXIT_S = 10.0
 
 
 class Stopped(BaseException):
@@ -57,6 +61,8 @@ def serve(
     tritonserver: Path | None = None,
     log: Path | None = None,
     settings: Settings | None = None,
+    admin_key: AdminKey | None = None,
+    tls: ServerTls | None = None,
     restarts: Restarts | None = None,
     silence_s: float = SILENCE_S,
     drain_timeout_s: float = DRAIN_TIMEOUT_S,
@@ -78,6 +84,8 @@ def serve(
         tritonserver=tritonserver,
         log=log,
         settings=settings,
+        admin_key=admin_key,
+        tls=tls,
     )
     restarts = restarts or Restarts()
     with _signals_raise_stopped():
@@ -127,7 +135,7 @@ def _stay(server: Server, silence_s: float) -> Fault:
     """Show what the server complains about, until it ends by itself or is not well."""
     began_s = time.monotonic()
     vitals = Vitals(
-        server.process.pid, server.contact, server.ports.http, server.ports.metrics, silence_s=silence_s
+        server.process.pid, server.http_contact, server.ports.http, server.ports.metrics, silence_s=silence_s
     )
     with server.log.open(encoding="utf-8", errors="replace") as log, Watch(vitals) as watch:
         log.seek(0, 2)
@@ -149,16 +157,31 @@ def _stay(server: Server, silence_s: float) -> Fault:
 
 def _end(server: Server, drain_timeout_s: float) -> int:
     """Answer what was accepted, then stop in good order."""
+    has_been_asked_twice = False
+
+    def end_at_once(*_: object) -> None:
+        nonlocal has_been_asked_twice
+        has_been_asked_twice = True
+        server.process.kill()
+
     for signum in SIGNALS:  # whoever asks twice does not want to wait
-        signal.signal(signum, lambda *_: server.process.kill())
+        signal.signal(signum, end_at_once)
     _say("Draining: new requests are refused, those in flight are answered; ask again to stop at once.")
     problem = drain(
-        server.contact, server.ports.http, timeout_s=drain_timeout_s, headers=server.control_headers
+        server.http_contact,
+        server.ports.http,
+        timeout_s=drain_timeout_s,
+        headers=server.admin_key.http_headers,
     )
+    is_drained = problem is None
     if problem and server.process.poll() is None:
         _say(f"Not drained: {problem}")
     _say("Stopping tritonserver.")
-    return _shell_status(server.stop())
+    if not is_drained:
+        return _shell_status(server.stop())
+    # Nothing is left to wait for, and yet it would: half a minute for idle keep-alive connections of HTTP.
+    status = server.stop(DRAINED_EXIT_S)
+    return _shell_status(status) if has_been_asked_twice else 0
 
 
 def _last_words(restarts: Restarts) -> str:
@@ -177,11 +200,13 @@ def _show_news(log: TextIO) -> None:
 
 
 def _print_addresses(server: Server) -> None:
+    only_here = "  (no TLS in Triton: loopback only)" if server.tls else ""
     sys.stdout.write(
         f"Serving {server.repository}; Ctrl-C stops it.\n"
         f"  gRPC     {server.grpc_url}\n"
-        f"  HTTP     {server.http_url}\n"
+        f"  HTTP     {server.http_url}{only_here}\n"
         f"  metrics  {server.metrics_url}\n"
+        f"  releases need the key in {server.admin_key_file}, which `diptych release` finds here by itself\n"
     )
     sys.stdout.flush()
 

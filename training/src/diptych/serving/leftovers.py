@@ -72,7 +72,7 @@ def processes_of(prefix: str) -> Iterator[int]:
 
 
 def reap_orphans(except_pid: int) -> None:
-    """Ask after dead children that nobody else will: those of others, which process 1 of a container inherits.
+    """Ask after dead children that nobody else will: those that process 1 of a container inherits.
 
     except_pid  ours, whose status its own owner wants
     """

@@ -42,7 +42,9 @@ class Reply(NamedTuple):
 def ask(host: str, port: int, timeout_s: float = TIMEOUT_S) -> Reply:
     """Send the smallest item through the whole ensemble."""
     try:
-        status, body = request(host, port, "POST", f"/v2/models/{ENSEMBLE}/infer", timeout_s, _question(timeout_s))
+        status, body = request(
+            host, port, "POST", f"/v2/models/{ENSEMBLE}/infer", timeout_s, _question(timeout_s)
+        )
     except (OSError, http.client.HTTPException) as error:
         return Reply(Kind.SILENT, f"{type(error).__name__}: {error}")
     words = f"HTTP {status}: {body.strip()}"

@@ -32,7 +32,9 @@ ASK_TIMEOUT_S = 5.0
 # A zombie for less is a model that was just unloaded: its stub has ended and Triton is about to ask after it.
 ZOMBIE_S = 2.0
 NUM_ERRORS = 3
-SUCCESSES = re.compile(rf'^nv_inference_request_success\{{[^}}]*model="{ENSEMBLE}"[^}}]*\}} (\S+)', re.MULTILINE)
+SUCCESSES = re.compile(
+    rf'^nv_inference_request_success\{{[^}}]*model="{ENSEMBLE}"[^}}]*\}} (\S+)', re.MULTILINE
+)
 
 
 @dataclasses.dataclass
@@ -71,7 +73,8 @@ class Vitals:
 
     def find_fault(self) -> str | None:
         """Asks the ensemble, for up to ASK_TIMEOUT_S. Returns what is wrong, in words."""
-        return self.judge(ask(self.host, self.http_port, ASK_TIMEOUT_S), self._read_successes())
+        reply = ask(self.host, self.http_port, ASK_TIMEOUT_S)
+        return self.judge(reply, count_successes(self.host, self.metrics_port, ASK_TIMEOUT_S))
 
     def judge(self, reply: Reply, successes: float | None) -> str | None:
         """What a reply means, given how many requests of anybody's were answered (None: not to be had)."""
@@ -93,9 +96,11 @@ class Vitals:
             return f"no request was answered for {now_s - self._life_s:.0f} s; the last try: {reply.words}"
         return None
 
-    def _read_successes(self) -> float | None:
-        try:
-            _, text = request(self.host, self.metrics_port, "GET", "/metrics", ASK_TIMEOUT_S)
-        except (OSError, http.client.HTTPException):
-            return None
-        return sum(map(float, SUCCESSES.findall(text)))
+
+def count_successes(host: str, metrics_port: int, timeout_s: float) -> float | None:
+    """How many requests the ensemble has answered, anybody's; None where the metrics are not to be had."""
+    try:
+        _, text = request(host, metrics_port, "GET", "/metrics", timeout_s)
+    except (OSError, http.client.HTTPException):
+        return None
+    return sum(map(float, SUCCESSES.findall(text)))
