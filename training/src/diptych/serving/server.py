@@ -13,12 +13,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from diptych.errors import UserError
+from diptych.release.repository import STEPS
 from diptych.serving import launch, leftovers
 from diptych.serving.admin_key import AdminKey
 from diptych.serving.hardware import require_hardware
 from diptych.serving.installation import find_installation
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, Ports
 from diptych.serving.probe import ENSEMBLE, is_answering
+from diptych.serving.shared_memory import require_shared_memory
 from diptych.serving.tls import ServerTls
 from diptych.serving.triton_log import explain_failure, find_dead_stub
 from diptych.serving.workspace import Workspace
@@ -129,7 +131,9 @@ class Server:
         installation = find_installation(self._tritonserver)
         leftovers.sweep_dead()
         self.ports = self.ports.settle(self.host)
+        self._claim = leftovers.claim(self._prefix)
         workspace = Workspace(self._prefix, installation, self.repository, self.settings)
+        require_shared_memory(workspace.repository, STEPS[:1] if installation.has_native_pytorch else STEPS)
         self.log = self._log or workspace.log
         self.admin_key_file = self.admin_key.save(workspace.root, self.host, self.ports.grpc)
         command = [str(installation.binary.absolute()), *self._options(workspace)]
@@ -212,6 +216,7 @@ class Server:
             self.process.kill()
             status = self.process.wait()
             leftovers.sweep(self._prefix)
+            self._claim.close()
         return status
 
 

@@ -79,7 +79,7 @@ class Vitals:
     def judge(self, reply: Reply, successes: float | None) -> str | None:
         """What a reply means, given how many requests of anybody's were answered (None: not to be had)."""
         now_s = self.clock()
-        has_moved = successes is not None and successes != self._successes
+        has_moved = None not in (successes, self._successes) and successes != self._successes
         if successes is not None:
             self._successes = successes
         if reply.kind is Kind.BROKEN:
