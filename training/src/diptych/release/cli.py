@@ -22,7 +22,9 @@ ServerOption = Annotated[
 KeyOption = Annotated[
     str | None,
     typer.Option(
-        metavar="HEADER=VALUE", envvar="DIPTYCH_ADMIN_KEY", help="What opens the server's administrative API."
+        metavar="HEADER=VALUE",
+        envvar="DIPTYCH_ADMIN_KEY",
+        help="What opens the server's administrative API. Default: what your own server on this machine says.",
     ),
 ]
 KeepOption = Annotated[int | None, typer.Option(help="Delete all but so many of the newest versions.", min=1)]
@@ -82,12 +84,12 @@ def rollback(repository: RepositoryArgument, server: ServerOption = None, key: K
 def _activate(repository: Path, version: int, server: str | None, key: str | None, keep: int | None) -> None:
     from diptych.release.activation import activate, activate_files
     from diptych.release.control import Control
+    from diptych.serving.admin_key import AdminKey
 
     if server is None:
         done = activate_files(repository, version, keep)
     else:
-        name, _, value = (key or "").partition("=")
-        with Control(server, {name: value} if name else None) as control:
+        with Control(server, AdminKey.parse(key).grpc_headers if key else None) as control:
             done = activate(repository, version, control, keep)
     typer.echo(
         f"{repository}: version {done.version} serves"

@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from diptych.errors import UserError
 from diptych.release.repository import ENSEMBLE, STEPS
+from diptych.serving.admin_key import find_admin_key
 
 LOAD_TIMEOUT_S = 600.0
 ANSWER_TIMEOUT_S = 60.0
@@ -22,7 +23,7 @@ class Control:
     """A connection to the administrative API over gRPC.
 
     url      grpc://HOST:PORT
-    headers  such as the key of a restricted API
+    headers  such as the key of a restricted API; None: that of this user's own server, if it is one
     """
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
@@ -30,6 +31,8 @@ class Control:
         if scheme != "grpc" or not address:
             raise UserError(f"--server {url}: expected grpc://HOST:PORT, such as grpc://127.0.0.1:8001")
         self.url = url
+        if headers is None and (key := find_admin_key(address)):
+            headers = key.grpc_headers
         self._headers = dict(headers or {})
         self._client = triton.InferenceServerClient(address)
 

@@ -13,9 +13,11 @@ from typing import TextIO
 import typer
 
 from diptych.progress import console
+from diptych.serving.admin_key import AdminKey
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from diptych.serving.server import LOCALHOST, READY_TIMEOUT_S, Server
 from diptych.serving.settings import Settings
+from diptych.serving.tls import ServerTls
 from diptych.serving.triton_log import deserves_showing
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -39,6 +41,8 @@ def serve(
     tritonserver: Path | None = None,
     log: Path | None = None,
     settings: Settings | None = None,
+    admin_key: AdminKey | None = None,
+    tls: ServerTls | None = None,
 ) -> int:
     """Start, print the addresses, stay. Returns the status to exit with; raises UserError."""
     server = Server(
@@ -50,6 +54,8 @@ def serve(
         tritonserver=tritonserver,
         log=log,
         settings=settings,
+        admin_key=admin_key,
+        tls=tls,
     )
     with _signals_raise_stopped():
         try:
@@ -97,8 +103,11 @@ def _show_news(log: TextIO) -> None:
 def _print_addresses(server: Server) -> None:
     typer.echo(f"Serving {server.repository}; Ctrl-C stops it.")
     typer.echo(f"  gRPC     {server.grpc_url}")
-    typer.echo(f"  HTTP     {server.http_url}")
+    typer.echo(f"  HTTP     {server.http_url}{'  (no TLS in Triton: loopback only)' if server.tls else ''}")
     typer.echo(f"  metrics  {server.metrics_url}")
+    typer.echo(
+        f"  releases need the key in {server.admin_key_file}, which `diptych release` finds here by itself"
+    )
 
 
 @contextlib.contextmanager

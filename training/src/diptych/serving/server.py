@@ -13,11 +13,13 @@ from types import TracebackType
 
 from diptych.errors import UserError
 from diptych.serving import launch, leftovers
+from diptych.serving.admin_key import AdminKey
 from diptych.serving.hardware import require_hardware
 from diptych.serving.installation import find_installation
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, Ports
 from diptych.serving.probe import ENSEMBLE, is_answering
 from diptych.serving.settings import Settings
+from diptych.serving.tls import ServerTls
 from diptych.serving.triton_log import explain_failure, find_dead_stub
 from diptych.serving.workspace import Workspace
 
@@ -48,8 +50,13 @@ class Server:
         tritonserver: Path | None = None,
         log: Path | None = None,
         settings: Settings | None = None,
+        admin_key: AdminKey | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
+        """admin_key  what opens the administrative API; default: a new one, which the workspace keeps"""
         self.settings = settings
+        self.admin_key = admin_key or AdminKey.random()
+        self.tls = tls
         self.repository = repository
         self.host = host
         self.ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
@@ -64,12 +71,17 @@ class Server:
         return LOCALHOST if self.host == "0.0.0.0" else self.host
 
     @property
+    def http_host(self) -> str:
+        """Loopback beside TLS: what must not be read on the way must not go over HTTP either."""
+        return LOCALHOST if self.tls else self.host
+
+    @property
     def http_url(self) -> str:
-        return f"http://{self.contact}:{self.ports.http}"
+        return f"http://{LOCALHOST if self.tls else self.contact}:{self.ports.http}"
 
     @property
     def grpc_url(self) -> str:
-        return f"grpc://{self.contact}:{self.ports.grpc}"
+        return f"{'grpcs' if self.tls else 'grpc'}://{self.contact}:{self.ports.grpc}"
 
     @property
     def metrics_url(self) -> str:
@@ -96,6 +108,7 @@ class Server:
         self.ports = self.ports.settle(self.host)
         workspace = Workspace(self._prefix, installation, self.repository, self.settings)
         self.log = self._log or workspace.log
+        self.admin_key_file = self.admin_key.save(workspace.root, self.host, self.ports.grpc)
         command = [str(installation.binary.absolute()), *self._options(workspace)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -119,13 +132,15 @@ class Server:
             "--disable-auto-complete-config",
             "--strict-readiness=true",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
-            f"--http-address={self.host}",
+            f"--http-address={self.http_host}",
             f"--http-port={self.ports.http}",
             f"--grpc-address={self.host}",
             f"--grpc-port={self.ports.grpc}",
             f"--metrics-address={self.host}",
             f"--metrics-port={self.ports.metrics}",
             "--metrics-config=summary_latencies=true",
+            *self.admin_key.options,
+            *(self.tls.options if self.tls else []),
             f"--backend-config=python,{leftovers.REGION_OPTION}={self._prefix}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
         ]
@@ -147,7 +162,7 @@ class Server:
 
     def _is_answering(self) -> bool:
         try:
-            return is_answering(self.contact, self.ports.http)
+            return is_answering(LOCALHOST if self.tls else self.contact, self.ports.http)
         except UserError as error:
             raise UserError(f"{error}\n{self.explain_failure()}") from None
 
