@@ -108,7 +108,7 @@ def test_a_service_says_whether_it_is_well(name):
     service = SERVICES[name]
     if name.startswith("serving"):
         dockerfile = COMPOSE.parent / service["build"]["context"] / service["build"]["dockerfile"]
-        assert 'CMD ["python3", "-m", "diptych.serving.healthcheck"]' in dockerfile.read_text()
+        assert 'CMD ["python3", "-m", "diptych.serving.healthcheck", "--ready"]' in dockerfile.read_text()
     else:
         assert {"test", "disable"} & set(service["healthcheck"])
 
