@@ -61,8 +61,7 @@ def build_tiny_repository(to: Path) -> Path:
     shutil.copytree(SOURCE, to)
     for model in to.iterdir():
         (model / "1").mkdir()
-    # Triton wants a version directory for the ensemble too; empty ones do not survive git or object stores.
-    (to / "classifier/1/.keep").touch()
+    (to / "classifier/1/labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
 
     version = to / "preprocess/1"
     (to / "preprocess/model.py").rename(version / "model.py")
@@ -72,7 +71,6 @@ def build_tiny_repository(to: Path) -> Path:
     torch.manual_seed(0)
     for name, model_type in MODELS.items():
         script_to(to / name / "1/model.pt", model_type())
-    (to / "fusion_head/labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
     return to
 
 
