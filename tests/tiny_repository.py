@@ -61,8 +61,8 @@ def build_tiny_repository(to: Path) -> Path:
     shutil.copytree(SOURCE, to)
     for model in to.iterdir():
         (model / "1").mkdir()
-    # Triton wants a version directory for the ensemble too; empty ones do not survive git or object stores.
-    (to / "classifier/1/.keep").touch()
+    for model in ("classifier", "tally"):
+        (to / model / "1/labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
 
     version = to / "preprocess/1"
     for step in ("preprocess", "tally"):
@@ -74,8 +74,6 @@ def build_tiny_repository(to: Path) -> Path:
     torch.manual_seed(0)
     for name, model_type in MODELS.items():
         script_to(to / name / "1/model.pt", model_type())
-    for step in ("fusion_head", "tally"):
-        (to / step / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
     return to
 
 

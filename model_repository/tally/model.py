@@ -1,7 +1,7 @@
 """Triton's last step: counts the answers by label, and passes them on as they are.
 
-`diptych export` copies this file into each version directory, beside metering.py. It knows Triton and the
-names of the labels; what it counts ends in metrics, which hold labels and numbers and nothing of a caller's.
+`diptych export` copies this file into each version directory, beside metering.py and that version's
+labels.txt. It knows Triton and the names of the labels; what it counts ends in metrics, which hold labels and numbers and nothing of a caller's.
 """
 
 import importlib.util
@@ -17,9 +17,9 @@ class TritonPythonModel:
     """One instance, one process; Triton calls `initialize` once, then `execute` with one batch at a time."""
 
     def initialize(self, args):
-        directory = Path(args["model_repository"])
+        directory = Path(args["model_repository"]) / args["model_version"]
         self._labels = (directory / "labels.txt").read_text("utf-8").splitlines()
-        metering = import_file(directory / args["model_version"] / "metering.py")
+        metering = import_file(directory / "metering.py")
         families = [
             metering.Family(PREDICTIONS, "Answers by their most probable label.", "label", self._labels),
             metering.Family(CONFIDENCE, "Sum of the probability of that label.", "label", self._labels),

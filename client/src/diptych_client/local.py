@@ -50,7 +50,7 @@ class LocalTransport:
 
         release = _Release(Path(path))
         self._version = str(release.version)
-        self._labels = release.read("fusion_head/labels.txt").decode("utf-8").splitlines()
+        self._labels = release.read_part(MODEL, "labels.txt").decode("utf-8").splitlines()
         self._snapshot = _import_snapshot(release)
         self._preprocessor = self._snapshot.Preprocessor(
             self._snapshot.PreprocessingSpec(**json.loads(release.read_part("preprocess", SPEC))),

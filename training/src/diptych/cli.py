@@ -77,6 +77,33 @@ def evaluate(run: RunArgument) -> None:
 
 
 @app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="The run to compare with.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run that may take its place.")],
+    catalogue: Annotated[
+        Optional[Path],
+        typer.Option(metavar="TABLE", help="Items, with or without categories. [RUN_A's test set]"),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="HTML", help="Where the page goes.")] = Path("comparison.html"),
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave rows out that cannot be used, and list them.")
+    ] = False,
+) -> None:
+    """Ask two runs about the same items: who is right more often, and a page of what they disagree on."""
+    from diptych.compare import compare_runs
+    from diptych.comparison import summarize
+    from diptych.report.comparison_page import write_comparison
+    from diptych.run import load_run
+
+    old, new = load_run(run_a), load_run(run_b)
+    comparison = compare_runs(old, new, catalogue, skip_bad_rows=skip_bad_rows)
+    title = f"{comparison.old.name} and {comparison.new.name}"
+    notes = {"old": str(run_a), "new": str(run_b), "items": str(comparison.items[0].table)}
+    write_comparison(comparison, out, old.preprocessor.spec, title=title, notes=notes)
+    typer.echo(f"{summarize(comparison)}\nEverything that they disagree on: {out}")
+
+
+@app.command()
 def predict(
     run: RunArgument,
     image: ImageOption = None,
@@ -142,6 +169,9 @@ def export(
             help="CPU cores of the machine that will serve a new repository. Default: as many as here.", min=1
         ),
     ] = None,
+    allow_new_labels: Annotated[
+        bool, typer.Option("--allow-new-labels", help="Even where its labels are not those that REPO serves.")
+    ] = False,
 ) -> None:
     """Export a run as TorchScript into a deployable Triton repository, behind a parity check."""
     from diptych.export.precision import choose_precision
@@ -155,7 +185,9 @@ def export(
         precision = settings.precision
     if settings is None and not to.exists():
         settings = Settings.for_cores(cores or num_cores(), on_gpu=target == "gpu")
-    version, gated = export(load_run(run), to, choose_precision(precision, target), settings)
+    version, gated = export(
+        load_run(run), to, choose_precision(precision, target), settings, allow_new_labels=allow_new_labels
+    )
     for result in gated.parity:
         typer.echo(
             f"parity  {result.form:<15} {result.precision}  {result.num_rows} rows  "
@@ -189,6 +221,9 @@ def serve(
         Optional[Path],
         typer.Option(metavar="PEM", help="Answer only callers with a certificate of this authority."),
     ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(help="In a row, of a server that died or hangs; 0: end with it.", min=0)
+    ] = 5,
     trace_url: Annotated[
         Optional[str],
         typer.Option(metavar="URL", help="Send OpenTelemetry spans there: a collector's OTLP over HTTP."),
@@ -204,6 +239,7 @@ def serve(
     from diptych.serving import serve
     from diptych.serving.admin_key import AdminKey
     from diptych.serving.settings import load_settings
+    from diptych.serving.supervisor import Restarts
     from diptych.serving.tls import ServerTls
     from diptych.serving.tracing import Tracing
 
@@ -217,6 +253,7 @@ def serve(
         settings=load_settings(tuning) if tuning else None,
         admin_key=AdminKey.from_environment(),
         tls=ServerTls.from_options(tls_cert, tls_key, tls_client_ca),
+        restarts=Restarts(max_in_a_row=max_restarts),
         tracing=Tracing.from_options(trace_url, trace_one_in),
     )
     raise typer.Exit(status)
