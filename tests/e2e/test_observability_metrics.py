@@ -71,9 +71,8 @@ ANSWERED = [(picture(40, 30), b"red cat"), (b"", b"red"), (picture(20, 10), b"")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two versions, of which the first is loaded, and two processes for the preprocessor."""
     path = build_tiny_repository(tmp_path_factory.mktemp("metrics") / "model_repository")
-    for step in STEPS:
-        shutil.copytree(path / step / "1", path / step / "2")
-    (path / "classifier/2").mkdir()
+    for model in ("classifier", *STEPS):
+        shutil.copytree(path / model / "1", path / model / "2")
     config = path / "preprocess/config.pbtxt"
     config.write_text(
         config.read_text().replace("instance_group [ { count: 1", "instance_group [ { count: 2")
