@@ -33,6 +33,7 @@ Samples = dict[tuple[str, ...], float]
 def read_samples(server: Server) -> Samples:
     """Name and labels' values in the order of their names, such as (NAME, reason, version)."""
     with urllib.request.urlopen(server.metrics_url, timeout=10) as response:
+        assert response.headers["Content-Type"].startswith("text/plain")  # Prometheus 3 takes nothing else
         text = response.read().decode()
     return {
         (name, *(value for _, value in sorted(LABEL.findall(labels)))): float(value)
