@@ -19,7 +19,7 @@ PROFILE ?= $(if $(wildcard /dev/nvidiactl),gpu,cpu)
 COMPOSE := docker compose --file docker/compose.yaml
 
 .PHONY: help setup demo test check lint format serve loadtest bench bench-gpu overhead \
-	lint-kubernetes images up down prove-images clean
+	lint-kubernetes kubernetes-rules images up down prove-images clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -89,6 +89,9 @@ $(KUBERNETES_TOOLS)/.complete: $(KUBERNETES_LINT)/requirements.txt
 	$(KUBERNETES_TOOLS)/bin/pip install --disable-pip-version-check --quiet --requirement $<
 	$(KUBERNETES_TOOLS)/bin/pip install --disable-pip-version-check --quiet --no-deps kserve==0.21.0
 	@touch $@
+
+kubernetes-rules: $(SETUP) ## docker/prometheus/rules once more, as the Prometheus operator wants them
+	@$(BIN)/python docker/kubernetes/components/monitoring/generate.py
 
 lint-kubernetes: $(KUBERNETES_TOOLS)/.complete ## policies and custom resources of docker/kubernetes; the schemas are in `make test`
 	@mkdir -p build/kubernetes/rendered
