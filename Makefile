@@ -95,6 +95,7 @@ down: ## stop them, the server in good order
 
 prove-images: $(EXPORTED) ## build and run the images without Docker or NVIDIA's base (root, Debian 12)
 	@docker/prove/images.sh $(REPOSITORY)
+	@docker/prove/compose.sh $(REPOSITORY)
 
 clean: ## remove what was made, except .venv and the data
 	rm -rf build runs prediction.png
