@@ -18,7 +18,8 @@ export DIPTYCH_TAG ?= 0.1.0
 PROFILE ?= $(if $(wildcard /dev/nvidiactl),gpu,cpu)
 COMPOSE := docker compose --file docker/compose.yaml
 
-.PHONY: help setup demo test check lint format serve loadtest bench bench-gpu overhead clean images up down prove-images
+.PHONY: help setup demo test check lint format serve loadtest bench bench-gpu overhead \
+	lint-kubernetes images up down prove-images clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -78,6 +79,24 @@ bench-gpu: $(SETUP) $(DATA) ## the same on a GPU, in fp16; has not run yet
 
 overhead: $(EXPORTED) ## what the client costs over raw tritonclient
 	@$(BIN)/python -m loadtest.client_overhead --repository $(REPOSITORY)
+
+# Tools that do not go into .venv: checkov pins a hundred packages, KServe's SDK brings as many.
+KUBERNETES_LINT := docker/kubernetes/lint
+KUBERNETES_TOOLS := build/kubernetes/tools
+
+$(KUBERNETES_TOOLS)/.complete: $(KUBERNETES_LINT)/requirements.txt
+	@$(PYTHON) -m venv --clear $(KUBERNETES_TOOLS)
+	$(KUBERNETES_TOOLS)/bin/pip install --disable-pip-version-check --quiet --requirement $<
+	$(KUBERNETES_TOOLS)/bin/pip install --disable-pip-version-check --quiet --no-deps kserve==0.21.0
+	@touch $@
+
+lint-kubernetes: $(KUBERNETES_TOOLS)/.complete ## policies and custom resources of docker/kubernetes; the schemas are in `make test`
+	@mkdir -p build/kubernetes/rendered
+	@for overlay in cpu gpu kserve; do \
+		kubectl kustomize docker/kubernetes/overlays/$$overlay > build/kubernetes/rendered/$$overlay.yaml; \
+	done
+	@$(KUBERNETES_TOOLS)/bin/python $(KUBERNETES_LINT)/custom_resources.py build/kubernetes/rendered/*.yaml
+	@$(KUBERNETES_TOOLS)/bin/checkov --config-file $(KUBERNETES_LINT)/checkov.yaml --directory build/kubernetes/rendered
 
 images: ## build the container images (BUILD_ARGS="--build-arg TRITON_IMAGE=...")
 	@for image in serving client training; do \

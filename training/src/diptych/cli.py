@@ -221,6 +221,9 @@ def serve(
         Optional[Path],
         typer.Option(metavar="PEM", help="Answer only callers with a certificate of this authority."),
     ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(help="In a row, of a server that died or hangs; 0: end with it.", min=0)
+    ] = 5,
 ) -> None:
     """Serve a repository with a real tritonserver until interrupted.
 
@@ -229,6 +232,7 @@ def serve(
     from diptych.serving import serve
     from diptych.serving.admin_key import AdminKey
     from diptych.serving.settings import load_settings
+    from diptych.serving.supervisor import Restarts
     from diptych.serving.tls import ServerTls
 
     status = serve(
@@ -241,6 +245,7 @@ def serve(
         settings=load_settings(tuning) if tuning else None,
         admin_key=AdminKey.from_environment(),
         tls=ServerTls.from_options(tls_cert, tls_key, tls_client_ca),
+        restarts=Restarts(max_in_a_row=max_restarts),
     )
     raise typer.Exit(status)
 

@@ -59,10 +59,6 @@ class AdminKey:
         return cls.parse(given) if given else cls.random()
 
     @property
-    def http_headers(self) -> dict[str, str]:
-        return {self.header: self.value}
-
-    @property
     def grpc_headers(self) -> dict[str, str]:
         return {GRPC_PREFIX + self.header: self.value}
 

@@ -31,10 +31,10 @@ def require_shared_memory(repository: Path, python_steps: Sequence[str]) -> None
     free = found.f_bavail * found.f_frsize
     if free < needed:
         raise UserError(
-            f"{SHARED_MEMORY}: {free // MIB} MiB are free, and batches of this repository need "
-            f"{-(-needed // MIB)} MiB there to pass between tritonserver and its models. Give it more: docker "
-            "run --shm-size=1g; in Kubernetes an emptyDir of medium Memory mounted there; elsewhere "
-            f"mount -o remount,size=1g {SHARED_MEMORY}; or fewer instances and smaller batches."
+            f"{SHARED_MEMORY}: {free // MIB} MiB are free, and this repository's batches need "
+            f"{-(-needed // MIB)} MiB there, to pass between tritonserver and its models. Give it more: "
+            "docker run --shm-size=1g; in Kubernetes an emptyDir of medium Memory mounted there; elsewhere "
+            f"mount -o remount,size=1g {SHARED_MEMORY}. Or start fewer instances, or smaller batches."
         )
 
 
