@@ -116,7 +116,8 @@ down: ## stop them, the server in good order
 	@$(COMPOSE) --profile '*' down
 
 prove-images: $(EXPORTED) ## build and run the images without Docker or NVIDIA's base (root, Debian 12)
-	@docker/prove/prove.sh $(REPOSITORY)
+	@docker/prove/images.sh $(REPOSITORY)
+	@docker/prove/compose.sh $(REPOSITORY)
 
 clean: ## remove what was made, except .venv and the data
 	rm -rf build runs prediction.png
