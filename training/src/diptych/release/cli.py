@@ -24,7 +24,7 @@ KeyOption = Annotated[
     typer.Option(
         metavar="HEADER=VALUE",
         envvar="DIPTYCH_ADMIN_KEY",
-        help="What opens the server's administrative API. Default: what your own server on this machine says.",
+        help="What opens the server's administrative API. Default: as your own server on this machine says.",
     ),
 ]
 KeepOption = Annotated[int | None, typer.Option(help="Delete all but so many of the newest versions.", min=1)]
