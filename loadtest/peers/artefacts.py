@@ -12,6 +12,7 @@ from torch import Tensor
 from diptych.export.torchscript import CPU, FUSION_HEAD, IMAGE_ENCODER, TEXT_ENCODER, load_parts, run_parts
 from diptych.models.classifier import Inputs
 from diptych.preprocessing import Batch, Preprocessor
+from diptych.release.repository import ENSEMBLE
 from diptych.run import LABELS_FILE
 
 VERSION = "1"
@@ -28,7 +29,7 @@ class Artefacts:
         parts = (IMAGE_ENCODER, TEXT_ENCODER, FUSION_HEAD)
         self._parts = load_parts({name: repository / name / VERSION for name in parts}, device)
         self._device = device
-        self.labels = (repository / FUSION_HEAD / LABELS_FILE).read_text("utf-8").splitlines()
+        self.labels = (repository / ENSEMBLE / VERSION / LABELS_FILE).read_text("utf-8").splitlines()
 
     def classify(self, items: Sequence[tuple[bytes, bytes]]) -> Tensor:
         """(B, C) float32; raises the first row's InvalidInput, where one is refused."""

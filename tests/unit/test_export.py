@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_a_repository_holds_one_complete_version_of_every_model(repository: Path
             *(f"{model}/config.pbtxt" for model in MODELS),
             *(f"{model}/1" for model in MODELS),
             *(f"{part}/1/model.pt" for part in PARTS),
-            "fusion_head/labels.txt",
+            "classifier/1/labels.txt",
             *(f"{model}/warmup" for model in ("preprocess", "image_encoder", "text_encoder")),
             *(f"preprocess/warmup/{name}" for name in ("image", "text")),
             "image_encoder/warmup/true",
@@ -226,14 +227,23 @@ def test_pictures_for_warming_up_have_the_models_size_and_are_left_out_where_ver
     assert 'input_data_file: "true"' not in config.read_text()
 
 
-def test_other_labels_are_another_repository(tiny_run: Run, repository: Path) -> None:
-    other = dataclasses.replace(tiny_run, labels=["warm", "green", "cold"])
-    before = contents(repository)
+def test_other_labels_are_refused_unless_asked_for_by_name(
+    tiny_run: Run, repository: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(repository, tmp_path / "model_repository")
+    other = dataclasses.replace(tiny_run, labels=["warm", "green", "frozen"])
+    before = contents(copied)
     with pytest.raises(
-        UserError, match=r"serves other labels \(cold, green, warm\) than .* \(warm, green, cold\).*--to"
+        UserError,
+        match=r"version 1, which serves, has other labels than .*: it adds frozen; lacks cold; has the order "
+        r"warm, green, frozen\..*--to, or here with --allow-new-labels",
     ):
-        export(other, repository)
-    assert contents(repository) == before
+        export(other, copied)
+    assert contents(copied) == before
+    assert export(other, copied, allow_new_labels=True)[0] == 2
+    assert (copied / "classifier/2/labels.txt").read_text() == "warm\ngreen\nfrozen\n"
+    assert (copied / "classifier/1/labels.txt").read_text() == "cold\ngreen\nwarm\n"
+    assert {name: found for name, found in contents(copied).items() if name in before} == before
 
 
 def make_a_foreign_directory(path: Path) -> None:

@@ -77,6 +77,33 @@ def evaluate(run: RunArgument) -> None:
 
 
 @app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="The run to compare with.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run that may take its place.")],
+    catalogue: Annotated[
+        Optional[Path],
+        typer.Option(metavar="TABLE", help="Items, with or without categories. [RUN_A's test set]"),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="HTML", help="Where the page goes.")] = Path("comparison.html"),
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave rows out that cannot be used, and list them.")
+    ] = False,
+) -> None:
+    """Ask two runs about the same items: who is right more often, and a page of what they disagree on."""
+    from diptych.compare import compare_runs
+    from diptych.comparison import summarize
+    from diptych.report.comparison_page import write_comparison
+    from diptych.run import load_run
+
+    old, new = load_run(run_a), load_run(run_b)
+    comparison = compare_runs(old, new, catalogue, skip_bad_rows=skip_bad_rows)
+    title = f"{comparison.old.name} and {comparison.new.name}"
+    notes = {"old": str(run_a), "new": str(run_b), "items": str(comparison.items[0].table)}
+    write_comparison(comparison, out, old.preprocessor.spec, title=title, notes=notes)
+    typer.echo(f"{summarize(comparison)}\nEverything that they disagree on: {out}")
+
+
+@app.command()
 def predict(
     run: RunArgument,
     image: ImageOption = None,
@@ -136,17 +163,31 @@ def export(
     tuning: Annotated[
         Optional[Path], typer.Option(metavar="TOML", help="Settings that `diptych tune` wrote.")
     ] = None,
+    cores: Annotated[
+        Optional[int],
+        typer.Option(
+            help="CPU cores of the machine that will serve a new repository. Default: as many as here.", min=1
+        ),
+    ] = None,
+    allow_new_labels: Annotated[
+        bool, typer.Option("--allow-new-labels", help="Even where its labels are not those that REPO serves.")
+    ] = False,
 ) -> None:
     """Export a run as TorchScript into a deployable Triton repository, behind a parity check."""
     from diptych.export.precision import choose_precision
     from diptych.export.repository import export
     from diptych.run import load_run
-    from diptych.serving.settings import load_settings
+    from diptych.serving.hardware import num_cores
+    from diptych.serving.settings import Settings, load_settings
 
     settings = load_settings(tuning) if tuning else None
     if settings and precision == "auto":
         precision = settings.precision
-    version, gated = export(load_run(run), to, choose_precision(precision, target), settings)
+    if settings is None and not to.exists():
+        settings = Settings.for_cores(cores or num_cores(), on_gpu=target == "gpu")
+    version, gated = export(
+        load_run(run), to, choose_precision(precision, target), settings, allow_new_labels=allow_new_labels
+    )
     for result in gated.parity:
         typer.echo(
             f"parity  {result.form:<15} {result.precision}  {result.num_rows} rows  "
@@ -269,14 +310,8 @@ def ablate(
     """What each part is worth: fusions, balancing, each modality alone, simple baselines."""
     from rich.console import Console
 
-    from diptych.ablation import (
-        ablate,
-        balance_table,
-        measure_baselines,
-        plot_ablation,
-        score_table,
-        variants,
-    )
+    from diptych.ablation import ablate, measure_baselines, variants
+    from diptych.ablation_report import balance_table, plot_ablation, score_table
     from diptych.config import load_config
     from diptych.run import load_run
 

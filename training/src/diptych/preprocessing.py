@@ -60,12 +60,37 @@ TURNS = {
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-class InvalidInput(ValueError):
-    """An item that cannot be answered: `field` is 'image', 'text' or 'image and text'."""
+# Why an item is refused, for metrics: a closed list, none of it the caller's words.
+REASONS = (
+    EMPTY,
+    IMAGE_BYTES,
+    IMAGE_PIXELS,
+    IMAGE_FORMAT,
+    IMAGE_DAMAGED,
+    TEXT_BYTES,
+    TEXT_NOT_UTF8,
+) = (
+    "empty",
+    "image_too_many_bytes",
+    "image_too_many_pixels",
+    "image_unknown_format",
+    "image_damaged",
+    "text_too_many_bytes",
+    "text_not_utf8",
+)
 
-    def __init__(self, field: str, found: str, accepted: str) -> None:
+
+class InvalidInput(ValueError):
+    """An item that cannot be answered.
+
+    field   'image', 'text' or 'image and text'
+    reason  one of REASONS
+    """
+
+    def __init__(self, field: str, found: str, accepted: str, reason: str) -> None:
         super().__init__(f"preprocess: {field}: found {found}; accepted: {accepted}")
         self.field = field
+        self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,6 +133,7 @@ class Batch:
     image_present   (B, 1) bool
     input_ids       (B, L) int64
     attention_mask  (B, L) int64
+    decoded_pixels  (B,) int64; what the decoder gave, before it was fitted into the square
     errors          by row, why it is refused
     """
 
@@ -115,6 +141,7 @@ class Batch:
     image_present: NDArray[np.bool_]
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
+    decoded_pixels: NDArray[np.int64]
     errors: dict[int, InvalidInput]
 
     def row(self, index: int) -> Row | InvalidInput:
@@ -164,25 +191,27 @@ class Preprocessor:
         size_px = self.spec.image_size_px
         pixel_values = np.zeros((len(items), 3, size_px, size_px), np.uint8)
         image_present = np.zeros((len(items), 1), np.bool_)
+        decoded_pixels = np.zeros(len(items), np.int64)
         texts = [""] * len(items)
         errors: dict[int, InvalidInput] = {}
         for index, (image, text) in enumerate(items):
             try:
                 if image:
-                    pixel_values[index] = self._square(image).transpose(2, 0, 1)
+                    pixel_values[index], decoded_pixels[index] = self._square(image)
                     image_present[index] = True
                 texts[index] = self.text(text)
             except InvalidInput as error:
                 errors[index] = error
         input_ids, attention_mask = self.tokens(texts)
         for index in np.flatnonzero(~image_present[:, 0] & ~attention_mask.any(axis=1)).tolist():
-            nothing = InvalidInput("image and text", "both empty", "an image file, a text, or both")
+            nothing = InvalidInput("image and text", "both empty", "an image file, a text, or both", EMPTY)
             errors.setdefault(index, nothing)
         return Batch(
             pixel_values=pixel_values,
             image_present=image_present,
             input_ids=input_ids,
             attention_mask=attention_mask,
+            decoded_pixels=decoded_pixels,
             errors=errors,
         )
 
@@ -193,23 +222,26 @@ class Preprocessor:
         returns  (3, H, W) uint8 RGB, or None where there is no image
         raises   InvalidInput
         """
-        return np.ascontiguousarray(self._square(data).transpose(2, 0, 1)) if data else None
+        return np.ascontiguousarray(self._square(data)[0]) if data else None
 
-    def _square(self, data: bytes) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 RGB"""
+    def _square(self, data: bytes) -> tuple[NDArray[np.uint8], int]:
+        """(3, H, W) uint8 RGB, and how many pixels were decoded for it. Holds one decoded picture at a time."""
         image = decode_image(data, self.spec)
-        return np.asarray(fit_on_white(image, self.spec.image_size_px))
+        square = np.asarray(fit_on_white(image, self.spec.image_size_px))
+        return square.transpose(2, 0, 1), image.width * image.height
 
     def text(self, data: bytes) -> str:
         """Decode UTF-8; empty or blank: no text. Raises InvalidInput."""
         limit = self.spec.max_text_bytes
         if len(data) > limit:
-            raise InvalidInput("text", f"{len(data):,} bytes", f"at most {limit:,} bytes of UTF-8")
+            raise InvalidInput(
+                "text", f"{len(data):,} bytes", f"at most {limit:,} bytes of UTF-8", TEXT_BYTES
+            )
         try:
             return data.decode("utf-8").strip()
         except UnicodeDecodeError as error:
             found = f"byte 0x{data[error.start]:02x} at offset {error.start}, which is not UTF-8"
-            raise InvalidInput("text", found, "UTF-8") from None
+            raise InvalidInput("text", found, "UTF-8", TEXT_NOT_UTF8) from None
 
     def tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokenise to one fixed length, so that all requests have one shape and batch together.
@@ -235,7 +267,8 @@ def decode_image(data: bytes, spec: PreprocessingSpec) -> Image.Image:
     moved by 3.7 grey levels on average; at twice by 0.2.
     """
     if len(data) > spec.max_image_bytes:
-        raise InvalidInput("image", f"{len(data):,} bytes", f"at most {spec.max_image_bytes:,} bytes")
+        accepted = f"at most {spec.max_image_bytes:,} bytes"
+        raise InvalidInput("image", f"{len(data):,} bytes", accepted, IMAGE_BYTES)
     try:
         bare = strip_metadata(data)
         image = Image.open(io.BytesIO(bare.data), formats=[bare.format])
@@ -248,13 +281,14 @@ def decode_image(data: bytes, spec: PreprocessingSpec) -> Image.Image:
     except InvalidInput:
         raise
     except Image.UnidentifiedImageError:
-        raise InvalidInput("image", "a damaged file (its header cannot be read)", ACCEPTED_IMAGE) from None
+        found = "a damaged file (its header cannot be read)"
+        raise InvalidInput("image", found, ACCEPTED_IMAGE, IMAGE_DAMAGED) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         count = re.search(r"(\d+) pixels", str(error))
         found = f"{int(count[1]):,} pixels" if count else "far too many pixels"
-        raise InvalidInput("image", found, _accepted_size(spec)) from None
+        raise InvalidInput("image", found, _accepted_size(spec), IMAGE_PIXELS) from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        raise InvalidInput("image", f"a damaged file ({error})", ACCEPTED_IMAGE) from None
+        raise InvalidInput("image", f"a damaged file ({error})", ACCEPTED_IMAGE, IMAGE_DAMAGED) from None
 
 
 def _require_cheap(image: Image.Image, bare: BareFile, spec: PreprocessingSpec) -> None:
@@ -275,13 +309,13 @@ def _require_cheap(image: Image.Image, bare: BareFile, spec: PreprocessingSpec) 
     is_cheap = bare.format == "JPEG"
     if pixels > (spec.max_image_pixels if is_cheap else spec.max_costly_pixels):
         found = f"{image.width} x {image.height} pixels in a {bare.format}"
-        raise InvalidInput("image", found, _accepted_size(spec))
+        raise InvalidInput("image", found, _accepted_size(spec), IMAGE_PIXELS)
     if bare.num_scans > 1 and (
         pixels * bare.samples_per_pixel > MAX_COEFFICIENTS or pixels * bare.num_scans > MAX_SCANNED_PIXELS
     ):
         found = f"{image.width} x {image.height} pixels in a progressive JPEG of {bare.num_scans} scans"
         accepted = f"at most {MAX_SCANNED_PIXELS:,} pixels in all scans together; save it as baseline"
-        raise InvalidInput("image", found, accepted)
+        raise InvalidInput("image", found, accepted, IMAGE_PIXELS)
 
 
 def _accepted_size(spec: PreprocessingSpec) -> str:
@@ -345,7 +379,7 @@ def strip_metadata(data: bytes) -> BareFile:
     for name, signature in SIGNATURES.items():
         if signature.match(data):
             return STRIPPERS[name](data)
-    raise InvalidInput("image", f"{len(data):,} bytes in no known format", ACCEPTED_IMAGE)
+    raise InvalidInput("image", f"{len(data):,} bytes in no known format", ACCEPTED_IMAGE, IMAGE_FORMAT)
 
 
 def _strip_jpeg(data: bytes) -> BareFile:
@@ -425,7 +459,7 @@ def _strip_bmp(data: bytes) -> BareFile:
     """Nothing to strip. Run lengths are refused: Pillow decodes them pixel by pixel in Python."""
     header_bytes, compression = struct.unpack_from("<L12xL", data, 14)
     if header_bytes >= 40 and compression in (1, 2):
-        raise InvalidInput("image", "a BMP compressed by run lengths", ACCEPTED_IMAGE)
+        raise InvalidInput("image", "a BMP compressed by run lengths", ACCEPTED_IMAGE, IMAGE_FORMAT)
     return BareFile(format="BMP", data=data)
 
 

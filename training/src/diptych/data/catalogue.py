@@ -56,19 +56,28 @@ def read_catalogue(
     labels_from: str = "",
     skip_bad_rows: bool = False,
     check_images: bool = True,
+    needs_category: bool = True,
     on_skipped: Callable[[str], None] = warn,
 ) -> list[Item]:
     """All items of a CSV or Parquet file, local or behind an fsspec URL.
 
-    labels        the known categories; None: any
-    labels_from   where they come from, for the report
-    check_images  decode every image once to see that it can be
-    on_skipped    takes the report on bad rows, where they are skipped
-    raises        UserError with that report, where they are not
+    labels          the known categories; None: any
+    labels_from     where they come from, for the report
+    check_images    decode every image once to see that it can be
+    needs_category  whether a row without one is bad
+    on_skipped      takes the report on bad rows, where they are skipped
+    raises          UserError with that report, where they are not
     """
     table = Location.resolve(str(table))
     rows = list(read_rows(table))
-    judged = judge_rows(rows, labels, spec, check_images=check_images, title=f"Checking {table.name}")
+    judged = judge_rows(
+        rows,
+        labels,
+        spec,
+        check_images=check_images,
+        needs_category=needs_category,
+        title=f"Checking {table.name}",
+    )
     items = [row for row in judged if isinstance(row, Item)]
     bad_rows = [row for row in judged if isinstance(row, BadRow)]
     if bad_rows:
@@ -103,6 +112,7 @@ def judge_rows(
     spec: PreprocessingSpec,
     *,
     check_images: bool,
+    needs_category: bool,
     title: str,
 ) -> list[Item | BadRow]:
     """Each row that cannot be used as a BadRow in its place."""
@@ -110,7 +120,9 @@ def judge_rows(
     def judge(row: Item | BadRow) -> Item | BadRow:
         if isinstance(row, BadRow):
             return row
-        fault = _category_fault(row, labels) or _text_fault(row, spec)
+        fault = _text_fault(row, spec)
+        if row.category or needs_category:
+            fault = _category_fault(row, labels) or fault
         return fault or (_image_fault(row, spec) if check_images else None) or row
 
     judged: list[Item | BadRow] = []

@@ -9,46 +9,58 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from diptych import preprocessing
+from diptych import metering, preprocessing
 from diptych.data.catalogue import read_split
 from diptych.data.items import Item
 from diptych.errors import UserError
 from diptych.export.gate import Gated, write_parts
 from diptych.export.manifest import build_manifest
 from diptych.export.precision import FP32, Precision
-from diptych.export.torchscript import FUSION_HEAD, IMAGE_ENCODER
+from diptych.export.torchscript import IMAGE_ENCODER
 from diptych.release import golden
 from diptych.release.asking import ask_in_process
 from diptych.release.golden import GOLDEN_FILE
+from diptych.release.lock import only_one
 from diptych.release.repository import (
     CONFIG_FILE,
     ENSEMBLE,
     MANIFEST_FILE,
+    describe_labels,
+    held_versions,
+    read_manifest,
     replace_text,
+    serving_version,
     write_loaded,
     write_pins,
 )
 from diptych.run import LABELS_FILE, Run
 from diptych.serving.settings import Settings, apply_settings
 
-PREPROCESS = "preprocess"
+PREPROCESS, TALLY = "preprocess", "tally"
 # How large the image encoder's warm-up pictures are.
 WARMUP_SIZE = re.compile(r"dims: \[ 3, \d+, \d+ \]")
 PRESENT_AT_WARMUP = 'input_data_file: "true"'
 
 
 def export(
-    run: Run, repository: Path, precision: Precision = FP32, settings: Settings | None = None
+    run: Run,
+    repository: Path,
+    precision: Precision = FP32,
+    settings: Settings | None = None,
+    *,
+    allow_new_labels: bool = False,
 ) -> tuple[int, Gated]:
     """Add the run to a repository as its next version, or make a new repository.
 
     Everything is written beside and moved into place. What a repository serves stays as it is until
     `diptych release activate`; its configs change only where settings are given, or where the warm-up
     pictures would not suit both versions.
-    Returns the version and what the parity gate let through.
+    allow_new_labels  add it even where its labels are not those that the repository serves
+    returns           the version and what the parity gate let through
     """
     version = _next_version(repository)
-    _require_same_labels(run, repository)
+    if version > 1 and not allow_new_labels:
+        _require_same_labels(run, repository)
     try:
         repository.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-") as staging:
@@ -58,7 +70,8 @@ def export(
                 staged.chmod(0o755)
                 staged.rename(repository)
             else:
-                _add_version(staged, version, repository)
+                with only_one(repository):
+                    _add_version(staged, version, repository)
             if settings is not None:
                 apply_settings(settings, repository)
     except OSError as error:
@@ -78,10 +91,13 @@ def _stage(run: Run, version: int, staged: Path, precision: Precision) -> Gated:
     gated = write_parts(run, items, precision, directories)
 
     # Triton takes model.py from the version, so that each version keeps the shell that it was exported with.
-    (staged / PREPROCESS / "model.py").rename(directories[PREPROCESS] / "model.py")
+    for step in (PREPROCESS, TALLY):
+        (staged / step / "model.py").rename(directories[step] / "model.py")
+        shutil.copy2(metering.__file__, directories[step])
     run.preprocessor.save(directories[PREPROCESS])
     shutil.copy2(preprocessing.__file__, directories[PREPROCESS])
-    shutil.copy2(run.directory / LABELS_FILE, staged / FUSION_HEAD)
+    for model in (ENSEMBLE, TALLY):
+        (directories[model] / LABELS_FILE).write_text("".join(f"{label}\n" for label in run.labels), "utf-8")
     write_pins(staged, version)
     write_loaded(staged, [version])
     _size_warmup(staged, run.preprocessor.spec.image_size_px)
@@ -141,6 +157,7 @@ def _next_version(repository: Path) -> int:
         raise UserError(
             f"{repository}: exists and is not a Diptych repository; name a new directory with --to"
         )
+    held_versions(repository)  # refuses what lacks a step
     versions = [int(path.name) for path in repository.glob("*/*") if path.name.isdecimal()]
     if not versions:
         raise UserError(
@@ -150,12 +167,13 @@ def _next_version(repository: Path) -> int:
 
 
 def _require_same_labels(run: Run, repository: Path) -> None:
-    """labels.txt is per model, not per version, and clients depend on its order."""
-    path = repository / FUSION_HEAD / LABELS_FILE
-    if path.is_file() and path.read_text("utf-8").splitlines() != run.labels:
+    serving = serving_version(repository)
+    change = describe_labels(read_manifest(repository, serving)["labels"], run.labels)
+    if change:
         raise UserError(
-            f"{repository}: serves other labels ({', '.join(path.read_text('utf-8').splitlines())}) than "
-            f"{run.directory} ({', '.join(run.labels)}). Other labels are another model: export it with --to"
+            f"{repository}: version {serving}, which serves, has other labels than {run.directory}: "
+            f"it {change}. Callers depend on names and order. "
+            "Export it elsewhere with --to, or here with --allow-new-labels"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from diptych.errors import UserError
@@ -12,10 +12,12 @@ from diptych.release import golden
 from diptych.release.asking import ask_files
 from diptych.release.control import Control
 from diptych.release.golden import GOLDEN_FILE
+from diptych.release.lock import only_one
 from diptych.release.repository import (
     ENSEMBLE,
     STEPS,
     config_of,
+    describe_label_change,
     loaded_versions,
     prune,
     read_manifest,
@@ -30,69 +32,109 @@ from diptych.release.repository import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Activation:
-    """What was done: from which version to which, how near the golden answers came, what was deleted."""
+    """What was done: from which version to which, how near the golden answers came, what was deleted.
+
+    new_labels  how the labels differ from those before, in words; None where they do not
+    """
 
     before: int
     version: int
     golden_difference: float
     pruned: list[int]
+    new_labels: str | None = None
 
 
-def activate(repository: Path, version: int, control: Control, keep: int | None = None) -> Activation:
+def activate(
+    repository: Path,
+    version: int,
+    control: Control,
+    keep: int | None = None,
+    *,
+    allow_new_labels: bool = False,
+) -> Activation:
     """Stage every step's version on the server, prove it, then switch the ensemble, which is atomic.
 
     The version that served stays loaded, for a rollback at once; older ones are unloaded.
-    keep    delete all but so many of the newest versions afterwards
-    raises  UserError with the reason; the old version then serves on and the repository is as it was
+    keep              delete all but so many of the newest versions afterwards
+    allow_new_labels  let a version serve whose labels are not those of the one that serves
+    raises            UserError with the reason; the old version serves on, the repository is as it was
     """
-    before = serving_version(repository)
-    verify_checksums(repository, read_manifest(repository, version))
-    if control.serving_version() != before:
+    with only_one(repository):
+        before = serving_version(repository)
+        new_labels = _prove_files(repository, before, version, allow_new_labels)
+        require_same_repository(repository, control)
+        with _undone_on_failure(repository, control):
+            write_loaded(repository, {*loaded_versions(repository), version})
+            load_steps(control)
+            difference = golden.replay(
+                _golden(repository, version), lambda image, text: control.ask(version, image, text)
+            )
+            write_pins(repository, version)
+            control.load(ENSEMBLE)
+            if control.serving_version() != version:
+                raise UserError(f"{control.url}: was told to serve version {version} and does not")
+        if {before, version} != set(loaded_versions(repository)):
+            write_loaded(repository, {before, version})
+            load_steps(control)
+        pruned = _finish(repository, before, version, keep, control.loaded_versions() if keep else ())
+    return Activation(
+        before=before, version=version, golden_difference=difference, pruned=pruned, new_labels=new_labels
+    )
+
+
+def activate_files(
+    repository: Path, version: int, keep: int | None = None, *, allow_new_labels: bool = False
+) -> Activation:
+    """The same for a repository that no server has open: the next one that starts serves this version."""
+    with only_one(repository):
+        before = serving_version(repository)
+        new_labels = _prove_files(repository, before, version, allow_new_labels)
+        difference = golden.replay(_golden(repository, version), ask_files(repository, version))
+        write_loaded(repository, {before, version})
+        write_pins(repository, version)
+        pruned = _finish(repository, before, version, keep)
+    return Activation(
+        before=before, version=version, golden_difference=difference, pruned=pruned, new_labels=new_labels
+    )
+
+
+def require_same_repository(repository: Path, control: Control) -> None:
+    """The server serves the version that the repository names. Raises UserError where it does not."""
+    serving, served = serving_version(repository), control.serving_version()
+    if served != serving:
         raise UserError(
-            f"{control.url} serves version {control.serving_version()}, {repository} says {before}: "
+            f"{control.url} serves version {served}, {repository} says {serving}: "
             "is that server's repository another one?"
         )
-    with _undone_on_failure(repository, control):
-        write_loaded(repository, {*loaded_versions(repository), version})
-        for step in STEPS:
-            control.load(step)
-        difference = golden.replay(
-            _golden(repository, version), lambda image, text: control.ask(version, image, text)
-        )
-        write_pins(repository, version)
-        control.load(ENSEMBLE)
-        if control.serving_version() != version:
-            raise UserError(f"{control.url}: was told to serve version {version} and does not")
-    if {before, version} != set(loaded_versions(repository)):
-        write_loaded(repository, {before, version})
-        for step in STEPS:
-            control.load(step)
-    return _finish(repository, before, version, difference, keep)
 
 
-def activate_files(repository: Path, version: int, keep: int | None = None) -> Activation:
-    """The same for a repository that no server has open: the next one that starts serves this version."""
-    before = serving_version(repository)
+def load_steps(control: Control) -> None:
+    """Let the server load and unload what each step's config says now."""
+    for step in STEPS:
+        control.load(step)
+
+
+def _prove_files(repository: Path, before: int, version: int, allow_new_labels: bool) -> str | None:
     verify_checksums(repository, read_manifest(repository, version))
-    difference = golden.replay(_golden(repository, version), ask_files(repository, version))
-    write_loaded(repository, {before, version})
-    write_pins(repository, version)
-    return _finish(repository, before, version, difference, keep)
+    change = describe_label_change(repository, before, version)
+    if change and not allow_new_labels:
+        raise UserError(
+            f"{repository}: version {version} has other labels than version {before}, which serves: "
+            f"it {change}. Callers depend on names and order. Where they are ready for it: --allow-new-labels"
+        )
+    return change
 
 
 def _golden(repository: Path, version: int) -> Path:
     return repository / ENSEMBLE / str(version) / GOLDEN_FILE
 
 
-def _finish(repository: Path, before: int, version: int, difference: float, keep: int | None) -> Activation:
+def _finish(
+    repository: Path, before: int, version: int, keep: int | None, in_use: Collection[int] = ()
+) -> list[int]:
     if version != before:
         record_activation(repository, before)
-    return Activation(
-        before=before,
-        version=version,
-        golden_difference=difference,
-        pruned=prune(repository, keep) if keep else [],
-    )
+    return prune(repository, keep, in_use) if keep else []
 
 
 @contextlib.contextmanager

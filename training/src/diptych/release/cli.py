@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+
+if TYPE_CHECKING:
+    from diptych.release.control import Control
 
 release_app = typer.Typer(no_args_is_help=True, help="Choose which exported version serves.")
 
@@ -13,89 +16,171 @@ RepositoryArgument = Annotated[
     Path, typer.Argument(metavar="REPO", help="A model repository, made by `diptych export`.")
 ]
 ServerOption = Annotated[
-    str | None,
+    Optional[str],
     typer.Option(
         metavar="URL",
-        help="The server that serves it, as grpc://HOST:PORT. Default: none, the next start takes it up.",
+        help="The server that serves it, as grpc://HOST:PORT, or grpcs:// for TLS. "
+        "Default: none, the next start takes it up.",
     ),
 ]
 KeyOption = Annotated[
-    str | None,
+    Optional[str],
     typer.Option(
         metavar="HEADER=VALUE",
         envvar="DIPTYCH_ADMIN_KEY",
-        help="What opens the server's administrative API. Default: as your own server on this machine says.",
+        help="What opens the server's administrative API. Default: what your own server here says.",
     ),
 ]
-KeepOption = Annotated[int | None, typer.Option(help="Delete all but so many of the newest versions.", min=1)]
+CaOption = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--tls-ca", metavar="PEM", envvar="DIPTYCH_CA_FILE", help="Whom to trust, for grpcs://. [the usual]"
+    ),
+]
+CertificateOption = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--tls-cert",
+        metavar="PEM",
+        envvar="DIPTYCH_CERTIFICATE_FILE",
+        help="Our own certificate.",
+    ),
+]
+PrivateKeyOption = Annotated[
+    Optional[Path],
+    typer.Option("--tls-key", metavar="PEM", envvar="DIPTYCH_KEY_FILE", help="Its private key."),
+]
+KeepOption = Annotated[Optional[int], typer.Option(help="Delete all but so many of the newest.", min=1)]
 
 
 @release_app.command("list")
-def list_releases(repository: RepositoryArgument) -> None:
-    """The versions that a repository holds, and which one serves."""
+def list_releases(
+    repository: RepositoryArgument,
+    server: ServerOption = None,
+    key: KeyOption = None,
+    tls_ca: CaOption = None,
+    tls_cert: CertificateOption = None,
+    tls_key: PrivateKeyOption = None,
+) -> None:
+    """The versions that a repository holds, which one serves, and which have other labels than that one."""
     from rich.console import Console
-    from rich.table import Table
 
-    from diptych.release.repository import held_versions, loaded_versions, read_manifest, serving_version
+    from diptych.release.table import release_table
 
-    serving, loaded = serving_version(repository), loaded_versions(repository)
-    table = Table()
-    for column in ("version", "state", "exported", "run", "test accuracy", "precision", "git commit"):
-        table.add_column(column)
-    for version in held_versions(repository):
-        manifest = read_manifest(repository, version)
-        state = "serves" if version == serving else "loaded" if version in loaded else ""
-        test = (manifest["run"]["test"] or {}).get("both", {}).get("accuracy")
-        table.add_row(
-            str(version),
-            state,
-            manifest["created"],
-            manifest["run"]["name"],
-            "" if test is None else f"{test:.3f}",
-            " ".join(sorted(set(manifest["precision"].values()))),
-            (manifest["git_commit"] or "")[:10],
-        )
-    Console().print(table)
+    if server is None:
+        Console().print(release_table(repository))
+        return
+    with _connect(server, key, tls_ca, tls_cert, tls_key) as control:
+        Console().print(release_table(repository, control))
 
 
 @release_app.command()
 def activate(
     repository: RepositoryArgument,
-    version: Annotated[int | None, typer.Argument(help="Default: the newest.")] = None,
+    version: Annotated[Optional[int], typer.Argument(help="Default: the newest.")] = None,
     server: ServerOption = None,
     key: KeyOption = None,
+    tls_ca: CaOption = None,
+    tls_cert: CertificateOption = None,
+    tls_key: PrivateKeyOption = None,
     keep: KeepOption = None,
+    allow_new_labels: Annotated[
+        bool, typer.Option("--allow-new-labels", help="Even where its labels are not those that are served.")
+    ] = False,
 ) -> None:
     """Let another version serve, after its checksums and its golden answers have been proven."""
-    from diptych.release.repository import held_versions
-
-    newest = (held_versions(repository) or [0])[-1]
-    _activate(repository, newest if version is None else version, server, key, keep)
-
-
-@release_app.command()
-def rollback(repository: RepositoryArgument, server: ServerOption = None, key: KeyOption = None) -> None:
-    """Let the version serve that served before this one."""
-    from diptych.release.repository import previous_version
-
-    _activate(repository, previous_version(repository), server, key, keep=None)
-
-
-def _activate(repository: Path, version: int, server: str | None, key: str | None, keep: int | None) -> None:
     from diptych.release.activation import activate, activate_files
-    from diptych.release.control import Control
-    from diptych.serving.admin_key import AdminKey
 
+    version = _newest(repository) if version is None else version
     if server is None:
-        done = activate_files(repository, version, keep)
+        done = activate_files(repository, version, keep, allow_new_labels=allow_new_labels)
     else:
-        with Control(server, AdminKey.parse(key).grpc_headers if key else None) as control:
-            done = activate(repository, version, control, keep)
+        with _connect(server, key, tls_ca, tls_cert, tls_key) as control:
+            done = activate(repository, version, control, keep, allow_new_labels=allow_new_labels)
     typer.echo(
         f"{repository}: version {done.version} serves"
         + (f" at {server}" if server else " from the next start")
         + (f", {done.before} did before" if done.before != done.version else "")
         + f"; golden answers differ by at most {done.golden_difference:.1e}"
     )
+    if done.new_labels:
+        typer.echo(f"other labels than before: it {done.new_labels}")
     if done.pruned:
         typer.echo(f"deleted: {', '.join(f'version {version}' for version in done.pruned)}")
+
+
+@release_app.command()
+def rollback(
+    repository: RepositoryArgument,
+    server: ServerOption = None,
+    key: KeyOption = None,
+    tls_ca: CaOption = None,
+    tls_cert: CertificateOption = None,
+    tls_key: PrivateKeyOption = None,
+) -> None:
+    """Let the version serve that served before this one, with the labels that it had."""
+    from diptych.release.repository import previous_version
+
+    # Whatever its labels are, callers have had them; and who rolls back is in a hurry.
+    version = previous_version(repository)
+    activate(repository, version, server, key, tls_ca, tls_cert, tls_key, keep=None, allow_new_labels=True)
+
+
+@release_app.command("shadow")
+def shadow_release(
+    repository: RepositoryArgument,
+    catalogue: Annotated[
+        Path, typer.Option(metavar="TABLE", help="The items to ask about, with or without categories.")
+    ],
+    server: Annotated[
+        str, typer.Option(metavar="URL", help="The server, as grpc://HOST:PORT, or grpcs:// for TLS.")
+    ],
+    version: Annotated[Optional[int], typer.Argument(help="Default: the newest.")] = None,
+    key: KeyOption = None,
+    tls_ca: CaOption = None,
+    tls_cert: CertificateOption = None,
+    tls_key: PrivateKeyOption = None,
+    out: Annotated[Path, typer.Option(metavar="HTML", help="Where the page goes.")] = Path("shadow.html"),
+    concurrency: Annotated[int, typer.Option(help="How many items to ask about at once.", min=1)] = 2,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave rows out that are no items, and list them.")
+    ] = False,
+) -> None:
+    """Ask a version, before it serves, and the one that serves about the same items."""
+    from diptych.comparison import summarize
+    from diptych.release.shadow import shadow, spec_of
+    from diptych.report.comparison_page import write_comparison
+
+    version = _newest(repository) if version is None else version
+    with _connect(server, key, tls_ca, tls_cert, tls_key) as control:
+        comparison = shadow(
+            repository, version, control, catalogue, concurrency=concurrency, skip_bad_rows=skip_bad_rows
+        )
+    old, new = comparison.old.name, comparison.new.name
+    notes = {"repository": str(repository), "server": server, "items": str(catalogue)}
+    notes["serves"], notes["shadows it"] = old, new
+    write_comparison(
+        comparison, out, spec_of(repository, version), title=f"{old}, which serves, and {new}", notes=notes
+    )
+    typer.echo(f"{summarize(comparison)}\nEverything that they disagree on: {out}. {old} serves on.")
+
+
+def _newest(repository: Path) -> int:
+    from diptych.release.repository import held_versions
+
+    return (held_versions(repository) or [0])[-1]
+
+
+def _connect(
+    server: str, key: str | None, ca: Path | None, certificate: Path | None, private_key: Path | None
+) -> Control:
+    from diptych.errors import UserError
+    from diptych.release.control import Control
+    from diptych.serving.admin_key import AdminKey
+    from diptych_client import InvalidInput, Tls
+
+    try:
+        tls = Tls(ca, certificate, private_key) if ca or certificate or private_key else None
+    except InvalidInput as error:
+        raise UserError(str(error)) from None
+    return Control(server, AdminKey.parse(key).grpc_headers if key else None, tls)

@@ -14,27 +14,39 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from diptych.errors import UserError
 from diptych.release.repository import ENSEMBLE, STEPS
 from diptych.serving.admin_key import find_admin_key
+from diptych_client import InvalidInput, Tls
 
 LOAD_TIMEOUT_S = 600.0
 ANSWER_TIMEOUT_S = 60.0
 
 
-class Control:
-    """A connection to the administrative API over gRPC.
+class Refused(UserError):
+    """The server would not do what was asked, whatever it is asked again: of an item, that it is unusable."""
 
-    url      grpc://HOST:PORT
+
+class Control:
+    """A connection to the administrative API over gRPC. Threads may share it.
+
+    url      grpc://HOST:PORT, or grpcs:// for TLS
     headers  such as the key of a restricted API; None: that of this user's own server, if it is one
+    tls      whom to trust and who we are, for grpcs://; of no account for grpc://
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None, tls: Tls | None = None) -> None:
         scheme, _, address = url.partition("://")
-        if scheme != "grpc" or not address:
-            raise UserError(f"--server {url}: expected grpc://HOST:PORT, such as grpc://127.0.0.1:8001")
+        if scheme not in ("grpc", "grpcs") or not address:
+            raise UserError(
+                f"--server {url}: expected grpc://HOST:PORT, such as grpc://127.0.0.1:8001, or grpcs://"
+            )
         self.url = url
         if headers is None and (key := find_admin_key(address)):
             headers = key.grpc_headers
         self._headers = dict(headers or {})
-        self._client = triton.InferenceServerClient(address)
+        try:
+            credentials = (tls or Tls()).grpc_credentials() if scheme == "grpcs" else None
+        except InvalidInput as error:
+            raise UserError(f"--server {url}: {error}") from None
+        self._client = triton.InferenceServerClient(address, ssl=scheme == "grpcs", creds=credentials)
 
     def __enter__(self) -> Control:
         return self
@@ -58,14 +70,28 @@ class Control:
         versions = [version for model, version in self.loaded() if model == ENSEMBLE]
         return versions[0] if len(versions) == 1 else None
 
+    def loaded_versions(self) -> set[int]:
+        """The versions of which any step, or the ensemble, is loaded."""
+        return {version for model, version in self.loaded() if model in (ENSEMBLE, *STEPS)}
+
+    def ask_ensemble(self, version: int, image: bytes, text: bytes) -> NDArray[np.float32]:
+        """Probabilities (C,) float32 of one item, as callers get them. Raises Refused."""
+        inputs = {name: _bytes_tensor(value) for name, value in (("image", image), ("text", text))}
+        probabilities: NDArray[np.float32] = self._infer(ENSEMBLE, version, inputs)["probabilities"][0]
+        return probabilities
+
     def ask(self, version: int, image: bytes, text: bytes) -> NDArray[np.float32]:
-        """Probabilities (C,) float32 of one item from one version, step by step, past the ensemble."""
+        """Probabilities (C,) float32 of one item from one version, step by step, past the ensemble.
+
+        raises  Refused for an item that the version does not answer to
+        """
         tensors = {name: _bytes_tensor(value) for name, value in (("image", image), ("text", text))}
         inputs = {
             "preprocess": ("image", "text"),
             "image_encoder": ("pixel_values", "image_present"),
             "text_encoder": ("input_ids", "attention_mask", "image_features"),
             "fusion_head": ("image_features", "text_features"),
+            "tally": ("fused_probabilities",),
         }
         for step in STEPS:
             tensors |= self._infer(step, version, {name: tensors[name] for name in inputs[step]})
@@ -88,7 +114,8 @@ class Control:
         try:
             return getattr(self._client, method)(*arguments, headers=self._headers, **options)
         except InferenceServerException as error:
-            raise UserError(
+            kind = Refused if error.status() == "StatusCode.INVALID_ARGUMENT" else UserError
+            raise kind(
                 f"{self.url}: {method} {arguments[0] if arguments else ''}: {error.message()}"
             ) from None
 

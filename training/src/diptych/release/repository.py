@@ -10,16 +10,18 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diptych.errors import UserError
 
 ENSEMBLE = "classifier"
-STEPS = ("preprocess", "image_encoder", "text_encoder", "fusion_head")
+STEPS = ("preprocess", "image_encoder", "text_encoder", "fusion_head", "tally")
 CONFIG_FILE, MANIFEST_FILE, HISTORY_FILE = "config.pbtxt", "manifest.json", "activations.txt"
-PINS = re.compile(r"^(\s*(?:model_version|versions): )\d+", re.MULTILINE)
+# One for each step, the ensemble's own version, and its labels, which so change in the same rename.
+PINS = re.compile(r'^(\s*(?:model_version: |versions: |label_filename: "))(\d+)', re.MULTILINE)
+NUM_PINS = len(STEPS) + 2
 LOADED = re.compile(r"^(version_policy \{ specific \{ versions: )\[[\d, ]*\]", re.MULTILINE)
 
 
@@ -34,18 +36,28 @@ def held_versions(repository: Path) -> list[int]:
         raise UserError(
             f"{repository}: not a model repository. Make one: diptych export RUN --to {repository}"
         )
+    if missing := [step for step in STEPS if not config_of(repository, step).is_file()]:
+        raise UserError(
+            f"{repository}: has no {missing[0]}; it is older than that step, or not whole. "
+            "Export into a new directory."
+        )
     return sorted(int(path.parent.name) for path in (repository / ENSEMBLE).glob(f"*/{MANIFEST_FILE}"))
 
 
 def serving_version(repository: Path) -> int:
     """The version that the ensemble's pins name."""
     path = config_of(repository, ENSEMBLE)
-    versions = {match.group().rpartition(" ")[2] for match in PINS.finditer(path.read_text("utf-8"))}
-    if len(versions) != 1:
+    pins = [match[2] for match in PINS.finditer(path.read_text("utf-8"))]
+    if len(set(pins)) != 1:
         raise UserError(
-            f"{path}: pins {len(versions)} versions ({', '.join(sorted(versions))}); expected one"
+            f"{path}: pins {len(set(pins))} versions ({', '.join(sorted(set(pins)))}); expected one"
         )
-    return int(versions.pop())
+    if len(pins) != NUM_PINS:
+        raise UserError(
+            f"{path}: {len(pins)} lines name a version; expected {NUM_PINS}: one for each step, the "
+            "ensemble's own, and its label_filename. Write it as in model_repository/, or export anew"
+        )
+    return int(pins[0])
 
 
 def loaded_versions(repository: Path) -> list[int]:
@@ -81,6 +93,25 @@ def read_manifest(repository: Path, version: int) -> dict[str, Any]:
     path = repository / ENSEMBLE / str(version) / MANIFEST_FILE
     manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return manifest
+
+
+def describe_label_change(repository: Path, before: int, version: int) -> str | None:
+    """How another version's labels differ, in words; None where they are the same in the same order."""
+    old, new = (read_manifest(repository, each)["labels"] for each in (before, version))
+    return describe_labels(old, new)
+
+
+def describe_labels(old: Sequence[str], new: Sequence[str]) -> str | None:
+    """How `new` differs from `old`, in words; None where it does not."""
+    changes = {
+        "adds": [label for label in new if label not in old],
+        "lacks": [label for label in old if label not in new],
+    }
+    words = [f"{verb} {', '.join(labels)}" for verb, labels in changes.items() if labels]
+    kept = [label for label in old if label in new]
+    if kept != [label for label in new if label in old]:
+        words.append(f"has the order {', '.join(new)}")
+    return "; ".join(words) or None
 
 
 def verify_checksums(repository: Path, manifest: Mapping[str, Any]) -> None:
@@ -120,10 +151,15 @@ def previous_version(repository: Path) -> int:
     return before[-1]
 
 
-def prune(repository: Path, keep: int) -> list[int]:
-    """Delete all but the newest `keep` versions and those that are loaded. Returns the deleted ones."""
+def prune(repository: Path, keep: int, in_use: Collection[int] = ()) -> list[int]:
+    """Delete all but the newest `keep` versions, those that the configs name, and those in use elsewhere.
+
+    in_use   what a running server has loaded, whatever the configs say
+    returns  the deleted ones
+    """
     held = held_versions(repository)
-    doomed = sorted(set(held) - set(held[-keep:]) - set(loaded_versions(repository)))
+    named = {*loaded_versions(repository), serving_version(repository)}
+    doomed = sorted(set(held) - set(held[-keep:]) - named - set(in_use))
     for version in doomed:
         # The manifest goes first: what is half deleted is no version any more.
         for model in (ENSEMBLE, *STEPS):

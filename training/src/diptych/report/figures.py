@@ -116,6 +116,34 @@ def draw_missing(shares: Sequence[float], curves: Mapping[str, NDArray[np.float6
     return figure
 
 
+def draw_truths(names: tuple[str, str], truths: NDArray[np.float32], is_right: NDArray[np.bool_]) -> Figure:
+    """The old and the new side's probability of the truth, item by item.
+
+    truths    (2, N)
+    is_right  (2, N)
+    """
+    (old_name, new_name), (is_right_old, is_right_new) = names, is_right
+    figure = Figure(figsize=(HALF_INCHES, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle="--")
+    # What changed is drawn over what did not.
+    kinds = [
+        (is_right_old == is_right_new, PALE, "no difference"),
+        (is_right_old & ~is_right_new, SECOND, f"right in {old_name} alone"),
+        (is_right_new & ~is_right_old, ACCENT, f"right in {new_name} alone"),
+    ]
+    for which, colour, label in kinds:
+        # As one picture, however many they are: a page of a hundred thousand paths does not open.
+        old, new = truths[:, which]
+        points = axes.scatter(old, new, s=16, color=colour, label=label)
+        points.set(edgecolors="white", linewidths=0.4, rasterized=truths.shape[1] > MAX_POINTS)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlabel=f"probability of the truth, {old_name}", ylabel=f"probability of the truth, {new_name}")
+    _percent(axes)
+    axes.legend(frameon=False, loc="upper left", fontsize=8.5, bbox_to_anchor=(0, 1.16), ncols=2)
+    return figure
+
+
 def _percent(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

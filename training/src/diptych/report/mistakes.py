@@ -1,21 +1,17 @@
-"""The mistakes that a run is surest of, with small pictures that fit into a page."""
+"""The mistakes that a run is surest of, with their pictures."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.data.items import Item
-from diptych.plots import open_picture
 from diptych.predict import CONDITION_NAMES, Answers
 from diptych.preprocessing import PreprocessingSpec
-
-THUMBNAIL_PX = 300  # twice what the page shows, for dense screens and print
+from diptych.report.thumbnails import thumbnail
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +47,7 @@ def find_mistakes(
             item=items[index],
             predicted=labels[both.probabilities[index].argmax()],
             probability=float(confidence[index]),
-            picture=_thumbnail(items[index], spec),
+            picture=thumbnail(items[index], spec),
             alone={
                 CONDITION_NAMES[name]: labels[answer.probabilities[index].argmax()]
                 for name, answer in answers.items()
@@ -60,13 +56,3 @@ def find_mistakes(
         )
         for index in ranked.tolist()
     ]
-
-
-def _thumbnail(item: Item, spec: PreprocessingSpec) -> str | None:
-    picture = open_picture(item.read_image(), spec)
-    if picture is None:
-        return None
-    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

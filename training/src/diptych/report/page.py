@@ -6,11 +6,10 @@ import datetime
 import json
 from importlib.metadata import version
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from diptych.report import sections
 from diptych.report.evaluation import Evaluation
 from diptych.report.mistakes import find_mistakes
+from diptych.report.templates import render
 from diptych.run import CONFIG_FILE, METRICS_FILE
 
 REPORT_FILE = "report.html"
@@ -20,14 +19,8 @@ def write_report(evaluation: Evaluation) -> None:
     """Write RUN/report.html. Takes scores from RUN/metrics.json, so that the two never differ."""
     run = evaluation.run
     saved = json.loads((run.directory / METRICS_FILE).read_text("utf-8"))
-    environment = Environment(
-        loader=PackageLoader("diptych.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.jinja").render(
+    page = render(
+        "report.html.jinja",
         run=run,
         date=datetime.date.today().isoformat(),
         versions={name: version(name) for name in ("diptych", "torch")},

@@ -63,6 +63,10 @@ class AdminKey:
         return {GRPC_PREFIX + self.header: self.value}
 
     @property
+    def http_headers(self) -> dict[str, str]:
+        return {self.header: self.value}
+
+    @property
     def options(self) -> list[str]:
         """tritonserver's. It takes flags alone, which whoever may list this machine's processes can read."""
         restriction = f"{','.join(CLOSED)}:{self.header}={self.value}"

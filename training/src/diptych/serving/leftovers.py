@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from diptych.serving.installation import STUB
 
@@ -68,6 +69,46 @@ def processes_of(prefix: str) -> Iterator[int]:
             command = (directory / "cmdline").read_bytes().decode("utf-8", "replace")
             if f"{REGION_OPTION}={prefix}" in command or (STUB in command and f"\0{prefix}" in command):
                 yield int(directory.name)
+
+
+def reap_orphans(except_pid: int) -> None:
+    """Ask after dead children that nobody else will: those of others, which process 1 of a container inherits.
+
+    except_pid  ours, whose status its own owner wants
+    """
+    if os.getpid() != 1:
+        return
+    for child in children_of(os.getpid()):
+        if child.is_zombie and child.pid != except_pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child.pid, os.WNOHANG)
+
+
+class Child(NamedTuple):
+    """A process of a tritonserver; `model` is whose, where it can still say."""
+
+    pid: int
+    is_zombie: bool
+    model: str | None
+
+
+def children_of(parent_pid: int) -> list[Child]:
+    """What a tritonserver has started: its stubs, dead ones too, for it does not ask after them."""
+    children = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(directory.name))
+        if len(fields) > 1 and int(fields[1]) == parent_pid:
+            children.append(Child(int(directory.name), fields[0] == "Z", _model_of(directory)))
+    return children
+
+
+def _model_of(process: Path) -> str | None:
+    """A stub's second argument is REPOSITORY/MODEL/VERSION/FILE; a zombie has no arguments any more."""
+    try:
+        arguments = (process / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return None
+    return Path(arguments[1]).parent.parent.name if STUB in arguments[0] and len(arguments) > 1 else None
 
 
 def files_of(prefix: str) -> list[Path]:

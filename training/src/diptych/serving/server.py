@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from diptych.errors import UserError
 from diptych.serving import launch, leftovers
@@ -18,10 +19,12 @@ from diptych.serving.hardware import require_hardware
 from diptych.serving.installation import find_installation
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, Ports
 from diptych.serving.probe import ENSEMBLE, is_answering
-from diptych.serving.settings import Settings
 from diptych.serving.tls import ServerTls
 from diptych.serving.triton_log import explain_failure, find_dead_stub
 from diptych.serving.workspace import Workspace
+
+if TYPE_CHECKING:
+    from diptych.serving.settings import Settings
 
 LOCALHOST = "127.0.0.1"
 READY_TIMEOUT_S = 300.0
@@ -65,6 +68,21 @@ class Server:
         self._log = log
         self.is_ready = False
 
+    def successor(self) -> Server:
+        """Another one, not started, like this one down to the ports that were chosen for it."""
+        return Server(
+            self.repository,
+            host=self.host,
+            http_port=self.ports.http,
+            grpc_port=self.ports.grpc,
+            metrics_port=self.ports.metrics,
+            tritonserver=self._tritonserver,
+            log=self._log,
+            settings=self.settings,
+            admin_key=self.admin_key,
+            tls=self.tls,
+        )
+
     @property
     def contact(self) -> str:
         """The address to call from this machine; listening on all of them includes the local one."""
@@ -76,8 +94,12 @@ class Server:
         return LOCALHOST if self.tls else self.host
 
     @property
+    def http_contact(self) -> str:
+        return LOCALHOST if self.tls else self.contact
+
+    @property
     def http_url(self) -> str:
-        return f"http://{LOCALHOST if self.tls else self.contact}:{self.ports.http}"
+        return f"http://{self.http_contact}:{self.ports.http}"
 
     @property
     def grpc_url(self) -> str:
@@ -162,7 +184,7 @@ class Server:
 
     def _is_answering(self) -> bool:
         try:
-            return is_answering(LOCALHOST if self.tls else self.contact, self.ports.http)
+            return is_answering(self.http_contact, self.ports.http)
         except UserError as error:
             raise UserError(f"{error}\n{self.explain_failure()}") from None
 
@@ -172,6 +194,11 @@ class Server:
 
     def _read_log(self) -> str:
         return self.log.read_text("utf-8", "replace")
+
+    def kill(self) -> None:
+        """End a server that is past an orderly end."""
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> int:
         """End the server, its stubs, its shared memory. Returns its exit status, negative for a signal."""

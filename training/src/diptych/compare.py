@@ -1,0 +1,53 @@
+"""Two runs on the same items, in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from diptych.comparison import Comparison, Side
+from diptych.data.catalogue import read_catalogue
+from diptych.data.items import Item
+from diptych.embedding_cache import embed_items_once
+from diptych.errors import UserError
+from diptych.predict import predict_probabilities
+from diptych.preprocessing import PreprocessingSpec
+from diptych.run import Run
+
+
+def compare_runs(
+    old: Run, new: Run, catalogue: Path | None = None, *, skip_bad_rows: bool = False
+) -> Comparison:
+    """Ask both about every item.
+
+    catalogue  a table of items, its categories may be empty; None: the test set of `old`
+    raises     UserError for rows that either run would refuse, unless they are to be left out
+    """
+    data = old.config.data
+    table = catalogue or data.test_csv
+    if table is None:
+        raise UserError(f"{old.directory}: has no data.test_csv; name a table with --catalogue")
+    items = read_catalogue(
+        table,
+        labels=None,
+        needs_category=False,
+        spec=_stricter(old.preprocessor.spec, new.preprocessor.spec),
+        skip_bad_rows=skip_bad_rows or data.skip_bad_rows,
+        check_images=data.check_images,
+    )
+    has_one_name = old.directory.name == new.directory.name
+    old_side, new_side = (
+        _ask(run, items, str(run.directory) if has_one_name else run.directory.name) for run in (old, new)
+    )
+    return Comparison(items=items, old=old_side, new=new_side)
+
+
+def _ask(run: Run, items: list[Item], name: str) -> Side:
+    embeddings = embed_items_once(run.model, items, run.preprocessor, title=f"items for {name}")
+    return Side(name=name, labels=run.labels, probabilities=predict_probabilities(run.model, embeddings))
+
+
+def _stricter(one: PreprocessingSpec, other: PreprocessingSpec) -> PreprocessingSpec:
+    """The limits of both at once: an item that either refuses cannot be compared."""
+    limits = ("max_image_bytes", "max_image_pixels", "max_text_bytes")
+    return dataclasses.replace(one, **{key: min(getattr(one, key), getattr(other, key)) for key in limits})

@@ -1,0 +1,46 @@
+"""What a repository holds, as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from diptych.release.control import Control
+from diptych.release.repository import (
+    describe_labels,
+    held_versions,
+    loaded_versions,
+    read_manifest,
+    serving_version,
+)
+
+COLUMNS = ("version", "state", "exported", "run", "test accuracy", "precision", "git commit", "labels")
+
+
+def release_table(repository: Path, control: Control | None = None) -> Table:
+    """The oldest version first.
+
+    control  a server that is asked which versions it has loaded; None: what the configs say
+    """
+    serving, loaded = serving_version(repository), set(loaded_versions(repository))
+    if control is not None:
+        serving, loaded = control.serving_version() or 0, control.loaded_versions()
+    table = Table(*COLUMNS)
+    served = read_manifest(repository, serving)["labels"] if serving else []
+    for version in held_versions(repository):
+        manifest = read_manifest(repository, version)
+        state = "serves" if version == serving else "loaded" if version in loaded else ""
+        test = (manifest["run"]["test"] or {}).get("both", {}).get("accuracy")
+        change = describe_labels(served, manifest["labels"])
+        table.add_row(
+            str(version),
+            state,
+            manifest["created"],
+            manifest["run"]["name"],
+            "" if test is None else f"{test:.3f}",
+            " ".join(sorted(set(manifest["precision"].values()))),
+            (manifest["git_commit"] or "")[:10],
+            f"{len(manifest['labels'])}" + (f": {change}" if change else ""),
+        )
+    return table
