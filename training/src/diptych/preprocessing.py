@@ -225,7 +225,7 @@ class Preprocessor:
         return np.ascontiguousarray(self._square(data)[0]) if data else None
 
     def _square(self, data: bytes) -> tuple[NDArray[np.uint8], int]:
-        """(3, H, W) uint8 RGB, and how many pixels were decoded for it. Holds one decoded picture at a time."""
+        """(3, H, W) uint8 RGB, and how many pixels were decoded. No two decoded pictures are held at once."""
         image = decode_image(data, self.spec)
         square = np.asarray(fit_on_white(image, self.spec.image_size_px))
         return square.transpose(2, 0, 1), image.width * image.height
