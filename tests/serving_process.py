@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -32,11 +33,19 @@ END_TIMEOUT_S = 90
 class ServingProcess:
     """Started when made; `close` ends it and all that is its own.
 
-    options  of `serve`; `restarts` as a mapping
-    command  in its place, what takes the repository as its last argument
+    options      of `serve`; `restarts` as a mapping
+    command      in its place, what takes the repository as its last argument
+    environment  on top of this process's
     """
 
-    def __init__(self, repository: Path, *, command: Sequence[str] = (), **options: object) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        command: Sequence[str] = (),
+        environment: Mapping[str, str] = MappingProxyType({}),
+        **options: object,
+    ) -> None:
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [*command, str(repository)]
@@ -45,7 +54,7 @@ class ServingProcess:
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
         )
         self.prefix = leftovers.owner_prefix(self.process.pid)
 

@@ -1,4 +1,4 @@
-"""`diptych serve` under load: what dies or hangs in it is started again, and SIGTERM costs nobody an answer."""
+"""`diptych serve` under load: what dies or hangs is started again, and SIGTERM costs nobody an answer."""
 
 from __future__ import annotations
 

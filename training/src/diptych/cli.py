@@ -238,6 +238,9 @@ def serve(
             "--require-signature", metavar="PEM", help="Only what the owner of this public key has signed."
         ),
     ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(help="In a row, of a server that died or hangs; 0: end with it.", min=0)
+    ] = 5,
 ) -> None:
     """Serve a repository with a real tritonserver until interrupted.
 
@@ -246,6 +249,7 @@ def serve(
     from diptych.serving import serve
     from diptych.serving.admin_key import AdminKey
     from diptych.serving.settings import load_settings
+    from diptych.serving.supervisor import Restarts
     from diptych.serving.tls import ServerTls
 
     status = serve(
@@ -259,6 +263,7 @@ def serve(
         admin_key=AdminKey.from_environment(),
         tls=ServerTls.from_options(tls_cert, tls_key, tls_client_ca),
         public_key=signed_by,
+        restarts=Restarts(max_in_a_row=max_restarts),
     )
     raise typer.Exit(status)
 

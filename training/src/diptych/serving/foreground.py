@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_S = 0.2
+# For its stubs to end; whatever is then still there is ended and removed by us.
+DRAINED_EXIT_S = 10.0
 
 
 class Stopped(BaseException):
@@ -162,8 +164,15 @@ def _stay(server: Server, silence_s: float) -> Fault:
 
 def _end(server: Server, drain_timeout_s: float) -> int:
     """Answer what was accepted, then stop in good order."""
+    has_been_asked_twice = False
+
+    def end_at_once(*_: object) -> None:
+        nonlocal has_been_asked_twice
+        has_been_asked_twice = True
+        server.process.kill()
+
     for signum in SIGNALS:  # whoever asks twice does not want to wait
-        signal.signal(signum, lambda *_: server.process.kill())
+        signal.signal(signum, end_at_once)
     _say("Draining: new requests are refused, those in flight are answered; ask again to stop at once.")
     problem = drain(
         server.http_contact,
@@ -171,10 +180,15 @@ def _end(server: Server, drain_timeout_s: float) -> int:
         timeout_s=drain_timeout_s,
         headers=server.admin_key.http_headers,
     )
+    is_drained = problem is None
     if problem and server.process.poll() is None:
         _say(f"Not drained: {problem}")
     _say("Stopping tritonserver.")
-    return _shell_status(server.stop())
+    if not is_drained:
+        return _shell_status(server.stop())
+    # Nothing is left to wait for, and yet it would: half a minute for idle keep-alive connections of HTTP.
+    status = server.stop(DRAINED_EXIT_S)
+    return _shell_status(status) if has_been_asked_twice else 0
 
 
 def _last_words(restarts: Restarts) -> str:
@@ -193,10 +207,11 @@ def _show_news(log: TextIO) -> None:
 
 
 def _print_addresses(server: Server) -> None:
+    only_here = "  (no TLS in Triton: loopback only)" if server.tls else ""
     sys.stdout.write(
         f"Serving {server.repository}; Ctrl-C stops it.\n"
         f"  gRPC     {server.grpc_url}\n"
-        f"  HTTP     {server.http_url}{'  (no TLS in Triton: loopback only)' if server.tls else ''}\n"
+        f"  HTTP     {server.http_url}{only_here}\n"
         f"  metrics  {server.metrics_url}\n"
         f"  releases need the key in {server.admin_key_file}, which `diptych release` finds here by itself\n"
     )

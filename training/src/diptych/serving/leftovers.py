@@ -2,13 +2,15 @@
 
 A killed tritonserver leaves orphan stubs and regions in /dev/shm. All that belongs to one server of ours
 carries one prefix: region names, the stubs' and the server's command lines, the workspace in the temporary
-directory. The prefix names the process that started the server, so that the next start can tell whether it
-is still alive. No lock file and no state: /proc and /dev/shm say it all.
+directory. The prefix names the process that started the server, so that the next start can tell from /proc
+whether it is still alive. Of another container's process /proc says nothing, though the two may share
+/dev/shm (a pod's volume outlives its containers): there a lock says it, which ends with its holder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import re
@@ -18,14 +20,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from diptych.serving.installation import STUB
 
 REGION_OPTION = "shm-region-prefix-name"
 SHARED_MEMORY = Path("/dev/shm")
-# PID namespace, process id, its start time: no two processes since boot share these. Containers may share
-# /dev/shm with their host and yet not see its processes: another namespace's files are left alone.
+LOCK = "lock"
+# PID namespace, process id, its start time: no two processes since boot share these.
 OWNER = re.compile(r"diptych-(?P<namespace>\d+)-(?P<pid>\d+)-(?P<start>\d+)-")
 REAP_TIMEOUT_S = 5.0
 
@@ -40,6 +42,13 @@ def new_prefix() -> str:
 def owner_prefix(pid: int) -> str:
     """What the prefixes of all servers of one process begin with."""
     return f"diptych-{_namespace()}-{pid}-{_start_time(pid)}-"
+
+
+def claim(prefix: str) -> IO[str]:
+    """Show other containers that the owner of a prefix lives, for as long as the returned file is open."""
+    lock = (SHARED_MEMORY / f"{prefix}{LOCK}").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
 
 
 def sweep_dead() -> None:
@@ -72,7 +81,7 @@ def processes_of(prefix: str) -> Iterator[int]:
 
 
 def reap_orphans(except_pid: int) -> None:
-    """Ask after dead children that nobody else will: those of others, which process 1 of a container inherits.
+    """Ask after dead children that nobody else will: those that process 1 of a container inherits.
 
     except_pid  ours, whose status its own owner wants
     """
@@ -129,8 +138,18 @@ def _may_be_alive(owner: str) -> bool:
     match = OWNER.match(owner)
     assert match
     if match["namespace"] != _namespace():
-        return True
+        locks = list(SHARED_MEMORY.glob(f"{owner}*-{LOCK}"))
+        return not locks or any(map(_is_held, locks))
     return _start_time(int(match["pid"])) == match["start"]
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held; or another user's, which is not ours to remove
+        return True
+    return False
 
 
 def _namespace() -> str:

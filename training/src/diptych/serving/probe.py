@@ -11,7 +11,7 @@ from diptych.errors import UserError
 from diptych.release.repository import ENSEMBLE
 
 TIMEOUT_S = 30.0
-# tritonserver 2.51.0's words, as HTTP 500, once it has noticed that a Python model's process is gone or stopped.
+# tritonserver 2.51.0's words, as HTTP 500, to a request for a Python model whose process is gone or stopped.
 DEAD_STUB_WORDS = "is not healthy"
 
 

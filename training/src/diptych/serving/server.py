@@ -13,12 +13,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from diptych.errors import UserError
+from diptych.release.repository import STEPS
 from diptych.serving import launch, leftovers
 from diptych.serving.admin_key import AdminKey
 from diptych.serving.hardware import require_hardware
 from diptych.serving.installation import find_installation
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, Ports
 from diptych.serving.probe import ENSEMBLE, is_answering
+from diptych.serving.shared_memory import require_shared_memory
 from diptych.serving.tls import ServerTls
 from diptych.serving.triton_log import explain_failure, find_dead_stub
 from diptych.serving.workspace import Workspace
@@ -95,6 +97,7 @@ class Server:
 
     @property
     def http_contact(self) -> str:
+        """The address to call over HTTP from this machine."""
         return LOCALHOST if self.tls else self.contact
 
     @property
@@ -128,7 +131,9 @@ class Server:
         installation = find_installation(self._tritonserver)
         leftovers.sweep_dead()
         self.ports = self.ports.settle(self.host)
+        self._claim = leftovers.claim(self._prefix)
         workspace = Workspace(self._prefix, installation, self.repository, self.settings)
+        require_shared_memory(workspace.repository, STEPS[:1] if installation.has_native_pytorch else STEPS)
         self.log = self._log or workspace.log
         self.admin_key_file = self.admin_key.save(workspace.root, self.host, self.ports.grpc)
         command = [str(installation.binary.absolute()), *self._options(workspace)]
@@ -200,17 +205,18 @@ class Server:
         self.process.kill()
         self.process.wait()
 
-    def stop(self) -> int:
+    def stop(self, exit_timeout_s: float = EXIT_TIMEOUT_S + UNLOAD_TIMEOUT_S) -> int:
         """End the server, its stubs, its shared memory. Returns its exit status, negative for a signal."""
         try:
             # While it loads models it would put SIGTERM off, and nobody is being served.
             self.process.send_signal(signal.SIGTERM if self.is_ready else signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(EXIT_TIMEOUT_S + UNLOAD_TIMEOUT_S)
+                self.process.wait(exit_timeout_s)
         finally:
             self.process.kill()
             status = self.process.wait()
             leftovers.sweep(self._prefix)
+            self._claim.close()
         return status
 
 

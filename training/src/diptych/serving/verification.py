@@ -14,7 +14,6 @@ from typing import Any
 
 from diptych.errors import UserError
 from diptych.release.repository import (
-    CONFIG_FILE,
     ENSEMBLE,
     MANIFEST_FILE,
     STEPS,
@@ -44,7 +43,10 @@ def verify_version(repository: Path, version: int, public_key: Path | None = Non
         require_signature(path, content, public_key)
     manifest: dict[str, Any] = json.loads(content)
     verify_checksums(repository, manifest)
-    _refuse_unlisted(repository, version, manifest)
+    for model in (ENSEMBLE, *STEPS):
+        directory = repository / model / str(version)
+        _remove_bytecode(directory, must_succeed=public_key is not None)
+        _refuse_unlisted(repository, directory, manifest)
     return manifest
 
 
@@ -54,24 +56,25 @@ def verify_loaded(repository: Path, public_key: Path | None = None) -> None:
         verify_version(repository, version, public_key)
 
 
-def _refuse_unlisted(repository: Path, version: int, manifest: dict[str, Any]) -> None:
-    unlisted_by_design = (CONFIG_FILE, MANIFEST_FILE, SIGNATURE_FILE)
-    for model in (ENSEMBLE, *STEPS):
-        directory = repository / model / str(version)
-        _remove_bytecode(directory)
-        for path in sorted(directory.rglob("*")):
-            name = str(path.relative_to(repository))
-            if path.is_file() and path.name not in unlisted_by_design and name not in manifest["sha256"]:
-                raise UserError(
-                    f"{path}: is not in the manifest of version {version}: nothing is known of it, and it "
-                    "may be code. Remove it, or export again"
-                )
+def _refuse_unlisted(repository: Path, directory: Path, manifest: dict[str, Any]) -> None:
+    for path in sorted(directory.rglob("*")):
+        name = str(path.relative_to(repository))
+        is_ours = path.name in (MANIFEST_FILE, SIGNATURE_FILE) or path.parent.name == BYTECODE
+        if path.is_file() and not is_ours and name not in manifest["sha256"]:
+            raise UserError(
+                f"{path}: is not in the manifest of version {manifest['version']}: nothing is known of it, and "
+                "it may be code. Remove it, or export again"
+            )
 
 
-def _remove_bytecode(directory: Path) -> None:
-    """Python runs what it finds there in place of the source that the checksum is of."""
-    for path in directory.rglob(BYTECODE):
+def _remove_bytecode(directory: Path, *, must_succeed: bool) -> None:
+    """Python runs what it finds there in place of the source that the checksum is of.
+
+    must_succeed  also on a read-only file system, which may well hold what an earlier server left there
+    """
+    for path in sorted(directory.rglob(BYTECODE)):
         try:
             shutil.rmtree(path)
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; remove it, for Python would run it") from None
+            if must_succeed:
+                raise UserError(f"{path}: {error.strerror}; remove it, for Python would run it") from None

@@ -73,12 +73,13 @@ class Vitals:
 
     def find_fault(self) -> str | None:
         """Asks the ensemble, for up to ASK_TIMEOUT_S. Returns what is wrong, in words."""
-        return self.judge(ask(self.host, self.http_port, ASK_TIMEOUT_S), self._read_successes())
+        reply = ask(self.host, self.http_port, ASK_TIMEOUT_S)
+        return self.judge(reply, count_successes(self.host, self.metrics_port, ASK_TIMEOUT_S))
 
     def judge(self, reply: Reply, successes: float | None) -> str | None:
         """What a reply means, given how many requests of anybody's were answered (None: not to be had)."""
         now_s = self.clock()
-        has_moved = successes is not None and successes != self._successes
+        has_moved = None not in (successes, self._successes) and successes != self._successes
         if successes is not None:
             self._successes = successes
         if reply.kind is Kind.BROKEN:
@@ -95,9 +96,11 @@ class Vitals:
             return f"no request was answered for {now_s - self._life_s:.0f} s; the last try: {reply.words}"
         return None
 
-    def _read_successes(self) -> float | None:
-        try:
-            _, text = request(self.host, self.metrics_port, "GET", "/metrics", ASK_TIMEOUT_S)
-        except (OSError, http.client.HTTPException):
-            return None
-        return sum(map(float, SUCCESSES.findall(text)))
+
+def count_successes(host: str, metrics_port: int, timeout_s: float) -> float | None:
+    """How many requests the ensemble has answered, anybody's; None where the metrics are not to be had."""
+    try:
+        _, text = request(host, metrics_port, "GET", "/metrics", timeout_s)
+    except (OSError, http.client.HTTPException):
+        return None
+    return sum(map(float, SUCCESSES.findall(text)))
