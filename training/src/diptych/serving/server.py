@@ -130,7 +130,7 @@ class Server:
         self.stop()
 
     def _start(self) -> None:
-        _require_repository(self.repository)
+        require_repository(self.repository)
         require_hardware(self.repository)
         installation = find_installation(self._tritonserver)
         leftovers.sweep_dead()
@@ -225,7 +225,7 @@ class Server:
         return status
 
 
-def _require_repository(repository: Path) -> None:
+def require_repository(repository: Path) -> None:
     config = repository / ENSEMBLE / "config.pbtxt"
     if not config.is_file():
         raise UserError(
