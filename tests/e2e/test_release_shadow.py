@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
