@@ -2,7 +2,7 @@
 
     python tests/score_memory.py 5000 20000 100000
 
-The server serves the tiny repository of the tests, so that the client is what is measured. Each table is scored
+The server serves the tiny repository of the tests, so the client is what is measured. Each table is scored
 by a process of its own; its peak of resident memory is what the kernel says at its end.
 """
 
@@ -55,7 +55,8 @@ def _score(server: Server, directory: Path, num_rows: int) -> str:
     rows = pq.read_table(out, columns=["row"])["row"].to_pylist()
     if status or rows != list(range(1, num_rows + 1)):
         raise SystemExit(f"{num_rows} rows: status {status}, {len(rows)} rows in the output")
-    return f"{num_rows:>8,} rows: peak {usage.ru_maxrss / 1024:.0f} MiB, {took_s:.0f} s, {num_rows / took_s:.0f} rows/s"
+    peak_mib = usage.ru_maxrss / 1024
+    return f"{num_rows:>8,} rows: peak {peak_mib:.0f} MiB, {took_s:.0f} s, {num_rows / took_s:.0f} rows/s"
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ def test_other_labels_in_mid_job_stop_it(server: Server, table: Path, tmp_path: 
         RelabelledClient(server.grpc_url, timeout_s=30) as client,
         pytest.raises(
             InvalidInput,
-            match="answers of version 2 with the labels new cold, .*began with: cold, green, warm",
+            match=r"answers of version 2 with the labels new cold, .*began with: cold, green, warm",
         ),
     ):
         score_table(client, table, out, concurrency=1)
