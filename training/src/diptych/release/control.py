@@ -91,6 +91,7 @@ class Control:
             "image_encoder": ("pixel_values", "image_present"),
             "text_encoder": ("input_ids", "attention_mask", "image_features"),
             "fusion_head": ("image_features", "text_features"),
+            "tally": ("fused_probabilities",),
         }
         for step in STEPS:
             tensors |= self._infer(step, version, {name: tensors[name] for name in inputs[step]})
