@@ -27,7 +27,7 @@ from diptych_client import AsyncClient, Client, InvalidInput
 
 collector, grpc_url, http_url = sys.argv[1:]
 provider = TracerProvider(resource=Resource.create({"service.name": "shop"}))
-provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(collector)))
+provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=collector)))
 trace.set_tracer_provider(provider)
 span = trace.get_tracer("shop").start_as_current_span
 
@@ -80,8 +80,10 @@ def traces(collector: Receiver, traced: Server) -> dict[str, list[Span]]:
     run(PROGRAM, collector.url, traced.grpc_url, traced.http_url)
 
     def is_complete(spans: list[Span]) -> bool:
-        counted = [span for span in spans if span.name == STEPS[-1]]
-        return len(counted) >= NUM_ATTEMPTS * (len(WIRES) + 1) + 1
+        """A request's span ends after all below it."""
+        attempts = {span.span_id for span in spans if span.name == "infer classifier"}
+        parents = {span.parent_id for span in spans if span.service == SERVICE}
+        return len(attempts) >= NUM_ATTEMPTS * len(WIRES) and attempts <= parents
 
     spans = collector.wait_for(is_complete)
     roots = {span.trace_id: span.name for span in spans if span.service == "shop" and not span.parent_id}
