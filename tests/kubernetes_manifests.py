@@ -52,7 +52,7 @@ def pod_of(manifests: Sequence[Manifest]) -> Manifest:
         template = the(manifests, "Deployment")["spec"]["template"]
         labels, spec = template["metadata"]["labels"], template["spec"]
     else:
-        spec = dict(the(manifests, "InferenceService")["spec"]["predictor"])
+        spec = dict(the(manifests, "InferenceService", "classifier")["spec"]["predictor"])
         labels = spec.pop("labels")
         for name in ("minReplicas", "maxReplicas"):
             spec.pop(name)

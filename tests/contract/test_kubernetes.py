@@ -215,9 +215,9 @@ def test_the_autoscaler_alone_owns_the_number_of_pods(manifests):
         assert "replicas" not in the(manifests, "Deployment")["spec"]
         assert scaled["scaleTargetRef"]["name"] == "diptych"
     else:
-        annotations = the(manifests, "InferenceService")["metadata"]["annotations"]
+        annotations = the(manifests, "InferenceService", "classifier")["metadata"]["annotations"]
         assert annotations["serving.kserve.io/autoscalerClass"] == "external"
-        assert scaled["scaleTargetRef"]["name"] == "diptych-predictor"
+        assert scaled["scaleTargetRef"]["name"] == "classifier-predictor"
 
 
 def test_kserve_runs_the_very_pod_of_the_gpu_overlay():

@@ -53,6 +53,14 @@ def test_what_fetch_copies_verify_accepts_and_a_damaged_copy_it_refuses(exported
     assert f"{model}: its SHA-256 is not the one in the manifest" in output
 
 
+def test_verify_says_what_a_directory_is_not_where_nothing_was_fetched(tmp_path):
+    # A bucket has no directories: of a release that is not there, rclone copies nothing and is content.
+    verify = pod_of(render_overlay("cpu"))["spec"]["initContainers"][1]
+    status, output = run_container(verify, {"/models": tmp_path})
+    assert (status, output.count("\n")) == (1, 1)
+    assert f"{tmp_path}: not a model repository" in output
+
+
 def test_the_gpu_overlay_refuses_to_serve_from_a_cpu(exported_repository):
     serving = serving_of(pod_of(render_overlay("gpu")))
     status, output = run_container(serving, {"/models": exported_repository}, "--check-only")
