@@ -29,6 +29,10 @@ build() {
         --volume /etc/ssl/certs/ca-certificates.crt:/etc/ssl/certs/ca-certificates.crt:ro "$@"
 }
 
+build_serving() {
+    build --build-arg "TRITON_IMAGE=$triton" --tag diptych-serving:proof --file docker/Dockerfile "$@" .
+}
+
 build_images() {
     if ! engine image exists "$debian"; then
         say "A Debian with Python, for the stand-ins"
@@ -39,12 +43,8 @@ build_images() {
     say "The stand-in for NVIDIA's image"
     build --build-context "site-packages=$packages" --build-context "backends=training/src/diptych/serving/backends" \
         --build-arg "DEBIAN_IMAGE=$debian" --tag "$triton" --file docker/prove/standin.Dockerfile docker/prove
-    say "docker/Dockerfile on it, twice: the same image to the bit"
-    local serving=(--no-cache --build-arg "TRITON_IMAGE=$triton" --tag diptych-serving:proof --file docker/Dockerfile .)
-    first=$(build "${serving[@]}")
-    second=$(build "${serving[@]}")
-    printf '%s\n%s\n' "$first" "$second"
-    [ "$first" = "$second" ] || fail "two builds of the same files differ"
+    say "docker/Dockerfile on it"
+    build_serving
     say "docker/client.Dockerfile"
     build --build-arg "PYTHON_IMAGE=$debian" --tag diptych-client:proof --file docker/client.Dockerfile .
     engine images --format '{{.Repository}}:{{.Tag}}  {{.Size}}' | grep proof
@@ -127,6 +127,14 @@ os.kill(max(stubs), signal.SIGKILL)'
     [ "$status" != 0 ] || fail "it ended with status 0"
 }
 
+check_reproducible() {
+    local first second
+    first=$(build_serving --no-cache)
+    second=$(build_serving --no-cache)
+    printf '%s\n%s\n' "$first" "$second"
+    [ "$first" = "$second" ] || fail "two builds of the same files differ"
+}
+
 install_tools podman buildah runc mmdebstrap
 build_images
 say "Start, as compose.yaml does: no rights, a read-only root, no capabilities, seccomp, 4 GiB"
@@ -138,4 +146,6 @@ say "Stop it under load"
 check_stop
 say "Start it again, and kill a model's process"
 check_dead_model
+say "Build it twice: the same to the bit"
+check_reproducible
 say "All held"
