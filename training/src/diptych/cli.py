@@ -241,6 +241,13 @@ def serve(
     max_restarts: Annotated[
         int, typer.Option(help="In a row, of a server that died or hangs; 0: end with it.", min=0)
     ] = 5,
+    trace_url: Annotated[
+        Optional[str],
+        typer.Option(metavar="URL", help="Send OpenTelemetry spans there: a collector's OTLP over HTTP."),
+    ] = None,
+    trace_one_in: Annotated[
+        int, typer.Option(help="Of so many requests that no caller traces, trace one.", min=1)
+    ] = 1000,
 ) -> None:
     """Serve a repository with a real tritonserver until interrupted.
 
@@ -251,6 +258,7 @@ def serve(
     from diptych.serving.settings import load_settings
     from diptych.serving.supervisor import Restarts
     from diptych.serving.tls import ServerTls
+    from diptych.serving.tracing import Tracing
 
     status = serve(
         repository,
@@ -264,6 +272,7 @@ def serve(
         tls=ServerTls.from_options(tls_cert, tls_key, tls_client_ca),
         public_key=signed_by,
         restarts=Restarts(max_in_a_row=max_restarts),
+        tracing=Tracing.from_options(trace_url, trace_one_in),
     )
     raise typer.Exit(status)
 

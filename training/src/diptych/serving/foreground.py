@@ -23,6 +23,7 @@ from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from diptych.serving.server import LOCALHOST, READY_TIMEOUT_S, Server, require_repository
 from diptych.serving.supervisor import Restarts, Watch
 from diptych.serving.tls import ServerTls
+from diptych.serving.tracing import Tracing
 from diptych.serving.triton_log import deserves_showing
 from diptych.serving.verification import verify_loaded
 from diptych.serving.vitals import SILENCE_S, Vitals
@@ -64,6 +65,7 @@ def serve(
     settings: Settings | None = None,
     admin_key: AdminKey | None = None,
     tls: ServerTls | None = None,
+    tracing: Tracing | None = None,
     restarts: Restarts | None = None,
     silence_s: float = SILENCE_S,
     drain_timeout_s: float = DRAIN_TIMEOUT_S,
@@ -89,6 +91,7 @@ def serve(
         settings=settings,
         admin_key=admin_key,
         tls=tls,
+        tracing=tracing,
     )
     restarts = restarts or Restarts()
     with _signals_raise_stopped():
