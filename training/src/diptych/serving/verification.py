@@ -62,8 +62,8 @@ def _refuse_unlisted(repository: Path, directory: Path, manifest: dict[str, Any]
         is_ours = path.name in (MANIFEST_FILE, SIGNATURE_FILE) or path.parent.name == BYTECODE
         if path.is_file() and not is_ours and name not in manifest["sha256"]:
             raise UserError(
-                f"{path}: is not in the manifest of version {manifest['version']}: nothing is known of it, and "
-                "it may be code. Remove it, or export again"
+                f"{path}: is not in the manifest of version {manifest['version']}: nothing is known of it, "
+                "and it may be code. Remove it, or export again"
             )
 
 
