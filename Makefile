@@ -14,10 +14,15 @@ CONFIG := training/configs/quickstart.toml
 REPOSITORY := build/model_repository
 EXPORTED := $(REPOSITORY)/classifier/config.pbtxt
 
-.PHONY: help setup demo test check lint format serve loadtest bench bench-gpu overhead clean
+export DIPTYCH_TAG ?= 0.1.0
+PROFILE ?= $(if $(wildcard /dev/nvidiactl),gpu,cpu)
+COMPOSE := docker compose --file docker/compose.yaml
+
+.PHONY: help setup demo test check lint format serve loadtest bench bench-gpu overhead \
+	lint-kubernetes images up down prove-images clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(SETUP) ## install everything into .venv (5 GB: PyTorch with CUDA, and the embedded tritonserver)
 
@@ -26,7 +31,7 @@ $(SETUP): training/pyproject.toml training/constraints.txt client/pyproject.toml
 		{ echo "Diptych needs Python 3.10 to 3.12, found $$($(PYTHON) --version). Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "Debian and Ubuntu keep venv apart: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on \
-		--constraint training/constraints.txt --editable 'client[local,score,demo]' --editable 'training[quickstart,embedded,loadtest,bench,dev]'
+		--constraint training/constraints.txt --editable 'client[local,score,demo]' --editable 'training[quickstart,embedded,loadtest,bench,dev,operations]'
 	@touch $@
 
 $(DATA): | $(SETUP)
@@ -74,6 +79,41 @@ bench-gpu: $(SETUP) $(DATA) ## the same on a GPU, in fp16; has not run yet
 
 overhead: $(EXPORTED) ## what the client costs over raw tritonclient
 	@$(BIN)/python -m loadtest.client_overhead --repository $(REPOSITORY)
+
+# Tools that do not go into .venv: checkov pins a hundred packages, KServe's SDK brings as many.
+KUBERNETES_LINT := docker/kubernetes/lint
+KUBERNETES_TOOLS := build/kubernetes/tools
+
+$(KUBERNETES_TOOLS)/.complete: $(KUBERNETES_LINT)/requirements.txt
+	@$(PYTHON) -m venv --clear $(KUBERNETES_TOOLS)
+	$(KUBERNETES_TOOLS)/bin/pip install --disable-pip-version-check --quiet --requirement $<
+	$(KUBERNETES_TOOLS)/bin/pip install --disable-pip-version-check --quiet --no-deps kserve==0.21.0
+	@touch $@
+
+lint-kubernetes: $(KUBERNETES_TOOLS)/.complete ## policies and custom resources of docker/kubernetes; the schemas are in `make test`
+	@mkdir -p build/kubernetes/rendered
+	@for overlay in cpu gpu kserve; do \
+		kubectl kustomize docker/kubernetes/overlays/$$overlay > build/kubernetes/rendered/$$overlay.yaml; \
+	done
+	@$(KUBERNETES_TOOLS)/bin/python $(KUBERNETES_LINT)/custom_resources.py build/kubernetes/rendered/*.yaml
+	@$(KUBERNETES_TOOLS)/bin/checkov --config-file $(KUBERNETES_LINT)/checkov.yaml --directory build/kubernetes/rendered
+
+images: ## build the container images (BUILD_ARGS="--build-arg TRITON_IMAGE=...")
+	@for image in serving client training; do \
+		file=docker/$$image.Dockerfile; [ -f $$file ] || file=docker/Dockerfile; \
+		docker build --file $$file --tag diptych-$$image:$(DIPTYCH_TAG) --build-arg VERSION=$(DIPTYCH_TAG) \
+			--build-arg REVISION=$$(git describe --always --abbrev=40 --dirty) $(BUILD_ARGS) .; \
+	done
+
+# DIPTYCH_REPOSITORY names another repository than the demo's.
+up: $(if $(DIPTYCH_REPOSITORY),,$(EXPORTED)) ## server, Prometheus, Grafana and demo page in containers (PROFILE=gpu or cpu)
+	@$(COMPOSE) --profile $(PROFILE) up --detach --wait
+
+down: ## stop them, the server in good order
+	@$(COMPOSE) --profile '*' down
+
+prove-images: $(EXPORTED) ## build and run the images without Docker or NVIDIA's base (root, Debian 12)
+	@docker/prove/prove.sh $(REPOSITORY)
 
 clean: ## remove what was made, except .venv and the data
 	rm -rf build runs prediction.png

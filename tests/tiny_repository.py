@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
-from diptych import preprocessing
+from diptych import metering, preprocessing
 
 SOURCE = Path(__file__).parents[1] / "model_repository"
 LABELS = ["animals", "food", "tools"]
@@ -61,10 +61,13 @@ def build_tiny_repository(to: Path) -> Path:
     shutil.copytree(SOURCE, to)
     for model in to.iterdir():
         (model / "1").mkdir()
-    (to / "classifier/1/labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
+    for model in ("classifier", "tally"):
+        (to / model / "1/labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
 
     version = to / "preprocess/1"
-    (to / "preprocess/model.py").rename(version / "model.py")
+    for step in ("preprocess", "tally"):
+        (to / step / "model.py").rename(to / step / "1/model.py")
+        shutil.copy(metering.__file__, to / step / "1/metering.py")
     shutil.copy(preprocessing.__file__, version / "preprocessing.py")
     preprocessing.Preprocessor(SPEC, tiny_tokenizer().to_str()).save(version)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from diptych.errors import UserError
 from diptych.progress import console
 from diptych.serving.settings import load_settings
-from loadtest.bench.measure import QUICK, Plan, measure_pair
+from loadtest.bench.measure import QUICK, Outcome, Plan, measure_pair
 from loadtest.bench.pairs import ARTICLE, QUICKSTART, make_pair
 from loadtest.bench.results import print_results, save_results
 
@@ -28,7 +28,7 @@ def main() -> int:
     # As Ctrl-C does: the servers are ended on the way out, those that sleep between rounds too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     plan = dataclasses.replace(QUICK if options.quick else Plan(), target=options.target)
-    outcomes, precisions = {}, {}
+    outcomes: dict[str, Outcome] = {}
     try:
         for name in options.pairs.split(","):
             settings = load_settings(options.tuning) if options.tuning else None
@@ -39,14 +39,14 @@ def main() -> int:
                     quickstart_run=options.run,
                     target=options.target,
                     precision=options.precision,
+                    settings=settings,
                 )
-                precisions[name] = pair.precision
-                outcomes[name] = measure_pair(pair, plan, Path(directory), settings)
+                outcomes[name] = measure_pair(pair, plan, Path(directory))
+            print_results({name: outcomes[name]})
+            save_results(outcomes, plan, options.results)  # after each: the second takes long
     except UserError as error:
         console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         return 1
-    print_results(outcomes)
-    save_results(outcomes, precisions, plan, options.results)
     return 0
 
 

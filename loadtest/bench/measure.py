@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import socket
 import statistics
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 from diptych.errors import UserError
 from diptych.progress import console
 from diptych.serving import Server
+from diptych.serving.hardware import num_cores
 from diptych.serving.settings import Settings
 from diptych.tuning.closed_loop import run_load, save_items
 from loadtest.bench.inprocess import run_in_processes
@@ -67,8 +67,10 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """All about one pair."""
+    """All about one pair, and how it was served."""
 
+    precision: str
+    settings: Settings
     measurements: list[Measurement]
     steady: dict[str, float]
     soak: Soak
@@ -90,16 +92,14 @@ class Outcome:
         }
 
 
-def measure_pair(pair: Pair, plan: Plan, directory: Path, settings: Settings | None) -> Outcome:
+def measure_pair(pair: Pair, plan: Plan, directory: Path) -> Outcome:
     """Start all servers, measure in rounds, then the steady load and the soak of ours."""
     items = directory / "items"
     save_items(pair.items, items)
     rounds: dict[tuple[str, str], list[dict[str, float]]] = {}
     device = "cuda" if plan.target == "gpu" else "cpu"
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(
-            Server(pair.repository, http_port=0, grpc_port=0, metrics_port=0, settings=settings)
-        )
+        server = stack.enter_context(Server(pair.repository, http_port=0, grpc_port=0, metrics_port=0))
         server.wait_until_ready()
         peers = {name: stack.enter_context(_run_peer(name, pair.repository, device)) for name in PEERS}
         meters = {"ensemble": Meter(server.process.pid)}
@@ -129,7 +129,13 @@ def measure_pair(pair: Pair, plan: Plan, directory: Path, settings: Settings | N
         measurements = [
             Measurement(system=system, load=load, **_mean(found)) for (system, load), found in rounds.items()
         ]
-        outcome = Outcome(measurements=measurements, steady={}, soak=_NO_SOAK)
+        outcome = Outcome(
+            precision=pair.precision,
+            settings=pair.settings,
+            measurements=measurements,
+            steady={},
+            soak=_NO_SOAK,
+        )
         peak = outcome.best("ensemble grpc").items_per_s
         with meters["ensemble"].awake():
             steady = measure_steadily(
@@ -145,7 +151,7 @@ def _in_process(
     what: str, source: Path, items: Path, duration_s: float, size: int, device: str
 ) -> dict[str, float]:
     """The article's path in one process on all cores; the ceiling in one process a core, or one for a GPU."""
-    num_processes = len(os.sched_getaffinity(0)) if what == "ceiling" and device == "cpu" else 1
+    num_processes = num_cores() if what == "ceiling" and device == "cpu" else 1
     found = run_in_processes(
         what,
         source,

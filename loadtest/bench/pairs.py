@@ -16,6 +16,8 @@ from diptych.export.repository import export
 from diptych.models.backbones import build_classifier, tokenizer_json
 from diptych.preprocessing import PreprocessingSpec, Preprocessor
 from diptych.run import Run, load_run, update_metrics
+from diptych.serving.hardware import num_cores
+from diptych.serving.settings import Settings
 
 CONFIGS = Path(__file__).parents[2] / "training/configs"
 QUICKSTART, ARTICLE = "quickstart", "article"
@@ -30,16 +32,34 @@ class Pair:
     run: Run
     repository: Path
     precision: str
+    settings: Settings
     items: list[tuple[bytes, str]]
 
 
-def make_pair(name: str, directory: Path, *, quickstart_run: Path, target: str, precision: str) -> Pair:
-    """Build where needed, export. The items are the test set's, as they are."""
+def make_pair(
+    name: str,
+    directory: Path,
+    *,
+    quickstart_run: Path,
+    target: str,
+    precision: str,
+    settings: Settings | None = None,
+) -> Pair:
+    """Build where needed, export. The items are the test set's, as they are.
+
+    settings  by default those that `diptych export` gives a new repository on this machine
+    """
     run = load_run(quickstart_run) if name == QUICKSTART else _article_run(directory)
     repository = directory / "model_repository"
-    _, gated = export(run, repository, choose_precision(precision, target))
+    settings = settings or Settings.for_cores(num_cores(), on_gpu=target == "gpu")
+    _, gated = export(run, repository, choose_precision(precision, target), settings)
     return Pair(
-        name=name, run=run, repository=repository, precision=str(gated.precision), items=_test_items(run)
+        name=name,
+        run=run,
+        repository=repository,
+        precision=str(gated.precision),
+        settings=settings,
+        items=_test_items(run),
     )
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diptych.export.manifest import git_commit
+from diptych.serving.hardware import num_cores
 from loadtest.bench.measure import Outcome, Plan
 from loadtest.bench.pictures import plot_outcomes, plot_soaks
 
@@ -52,9 +53,7 @@ def print_results(outcomes: Mapping[str, Outcome]) -> None:
         )
 
 
-def save_results(
-    outcomes: Mapping[str, Outcome], precisions: Mapping[str, str], plan: Plan, directory: Path
-) -> None:
+def save_results(outcomes: Mapping[str, Outcome], plan: Plan, directory: Path) -> None:
     """bench.json, bench.png and soak.png in an existing or a new directory."""
     directory.mkdir(parents=True, exist_ok=True)
     found = {
@@ -68,7 +67,8 @@ def save_results(
         **{
             name: {
                 **outcome.ratios(),
-                "precision": precisions[name],
+                "precision": outcome.precision,
+                "settings": dataclasses.asdict(outcome.settings),
                 "measurements": [dataclasses.asdict(row) for row in outcome.measurements],
                 "steady_at_70pct": outcome.steady,
                 "soak": dataclasses.asdict(outcome.soak),
@@ -85,4 +85,4 @@ def _hardware() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": model, "num_cores": len(os.sched_getaffinity(0)), "memory_gib": round(gib, 1)}
+    return {"cpu": model, "num_cores": num_cores(), "memory_gib": round(gib, 1)}

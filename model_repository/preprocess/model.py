@@ -1,7 +1,8 @@
 """Triton's preprocess step, a shell: unpack the requests, call `preprocessing`, pack the answers.
 
-`diptych export` copies this file into each version directory, beside the three that belong to that version:
-preprocessing.py, preprocessing.json and tokenizer.json. It knows Triton and nothing about images or text.
+`diptych export` copies this file into each version directory, beside those that belong to that version:
+preprocessing.py, preprocessing.json, tokenizer.json and metering.py. It knows Triton and nothing about images
+or text. What it counts ends in metrics, which hold kinds of inputs and numbers and nothing of a caller's.
 """
 
 import importlib.util
@@ -11,6 +12,9 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 OUTPUTS = ("pixel_values", "image_present", "input_ids", "attention_mask")
+ROWS, ABSENT = "diptych_inputs_total", "diptych_absent_inputs_total"
+REJECTED, FAILED = "diptych_rejected_inputs_total", "diptych_preprocess_failures_total"
+PIXELS, TOKENS = "diptych_decoded_pixels_total", "diptych_tokens_total"
 
 
 class TritonPythonModel:
@@ -20,6 +24,18 @@ class TritonPythonModel:
         directory = Path(args["model_repository"]) / args["model_version"]
         self._preprocessing = import_file(directory / "preprocessing.py")
         self._preprocessor = self._preprocessing.Preprocessor.load(directory)
+        metering = import_file(directory / "metering.py")
+        families = [
+            metering.Family(ROWS, "Items that arrived, whatever became of them."),
+            metering.Family(REJECTED, "Items refused, by reason.", "reason", self._preprocessing.REASONS),
+            metering.Family(FAILED, "Requests that failed by a fault of the preprocessor."),
+            metering.Family(
+                ABSENT, "Accepted items that lack their image or text.", "modality", ("image", "text")
+            ),
+            metering.Family(PIXELS, "Pixels that the decoders gave, before scaling."),
+            metering.Family(TOKENS, "Tokens of accepted items, without padding."),
+        ]
+        self._meter = metering.Meter(pb_utils, args, families, watches_memory=True)
 
     def execute(self, requests):
         """Answer every request; never raise, for that would fail the whole batch and show a traceback."""
@@ -30,17 +46,35 @@ class TritonPythonModel:
                 return [self.execute([request])[0] for request in requests]
             pb_utils.Logger.log_error(f"preprocess: {type(error).__name__}: {error}")
             message = "preprocess: an internal error; the server's log has it"
+            self._meter.count(lambda: [(FAILED, "", 1)])
             return [failure(message, pb_utils.TritonError.INTERNAL)]
+
+    def finalize(self):
+        self._meter.stop()
 
     def _answer(self, requests):
         """Preprocess the rows of all requests into one batch, then hand each request its slice of it."""
         unpacked = [unpack(request) for request in requests]
         batch = self._preprocessor.batch([row for rows in unpacked for row in rows])
+        self._meter.count(count_inputs, batch)
         answers, start = [], 0
         for rows in unpacked:
             answers.append(pack(batch, start, start + len(rows)))
             start += len(rows)
         return answers
+
+
+def count_inputs(batch):
+    """What to add for a batch's rows."""
+    has_image, has_text = batch.image_present[:, 0], batch.attention_mask.any(axis=1)
+    accepted = [row for row in range(len(has_image)) if row not in batch.errors]
+    yield ROWS, "", len(has_image)
+    yield PIXELS, "", int(batch.decoded_pixels.sum())
+    yield TOKENS, "", int(batch.attention_mask[accepted].sum())
+    yield ABSENT, "image", int((~has_image[accepted]).sum())
+    yield ABSENT, "text", int((~has_text[accepted]).sum())
+    for error in batch.errors.values():
+        yield REJECTED, error.reason, 1
 
 
 def pack(batch, start, end):
@@ -69,8 +103,8 @@ def failure(message, code):
 
 def import_file(path):
     """Import one version's snapshot. Each instance is a process of its own: versions cannot mix."""
-    spec = importlib.util.spec_from_file_location("preprocessing", path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["preprocessing"] = module  # dataclasses look their module up
+    sys.modules[path.stem] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module

@@ -9,7 +9,7 @@ from tiny_repository import build_tiny_repository, load_script
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 SOURCE = Path(__file__).parents[2] / "model_repository"
-MODELS = ["classifier", "fusion_head", "image_encoder", "preprocess", "text_encoder"]
+MODELS = ["classifier", "fusion_head", "image_encoder", "preprocess", "tally", "text_encoder"]
 TORCHSCRIPT = ["fusion_head", "image_encoder", "text_encoder"]
 # What the native LibTorch backend of 24.10 to 26.06 reads; others it would ignore without a word.
 NATIVE_PARAMETERS = {"ENABLE_JIT_PROFILING", "INTRA_OP_THREAD_COUNT"}

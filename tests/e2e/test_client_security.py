@@ -11,6 +11,7 @@ from certificates import make_certificates
 from tiny_repository import LABELS, build_tiny_repository
 
 from diptych.serving import Server
+from diptych.serving.tls import ServerTls
 from diptych_client import AsyncClient, Client, ConnectionFailed, InvalidInput, Tls
 
 KEY = "the-key-of-this-deployment"
@@ -18,18 +19,11 @@ HEADER = "triton-grpc-protocol-x-api-key"  # as Triton names what --grpc-restric
 
 
 class SecureServer(Server):
-    """Its gRPC port asks for a client's certificate, and for a key before it infers."""
-
-    directory: Path
+    """Its gRPC port asks for a key before it infers, too."""
 
     def _options(self, *arguments: object) -> list[str]:
         return [
             *super()._options(*arguments),
-            "--grpc-use-ssl=1",
-            "--grpc-use-ssl-mutual=1",
-            f"--grpc-server-cert={self.directory / 'server.pem'}",
-            f"--grpc-server-key={self.directory / 'server.key'}",
-            f"--grpc-root-cert={self.directory / 'ca.pem'}",
             f"--grpc-restricted-protocol=inference:x-api-key={KEY}",
         ]
 
@@ -42,11 +36,14 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     repository = build_tiny_repository(tmp_path_factory.mktemp("secure") / "model_repository")
-    server = SecureServer(repository, http_port=0, grpc_port=0, metrics_port=0)
-    server.directory = certificates
-    with server as running:
+    tls = ServerTls(
+        certificate=certificates / "server.pem",
+        key=certificates / "server.key",
+        client_ca=certificates / "ca.pem",
+    )
+    with SecureServer(repository, http_port=0, grpc_port=0, metrics_port=0, tls=tls) as running:
         running.wait_until_ready()
-        yield f"grpcs://localhost:{running.ports.grpc}"
+        yield running.grpc_url.replace("127.0.0.1", "localhost")
 
 
 @pytest.fixture(scope="module")

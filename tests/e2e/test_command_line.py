@@ -62,11 +62,12 @@ def test_a_run_is_trained_evaluated_asked_and_exported(
     with Image.open(plot) as drawn:
         assert drawn.format == "PNG"
 
-    parity = succeed("export", run, "--to", repository)
+    parity = succeed("export", run, "--to", repository, "--cores", "3")
     assert "same label 100.0%" in parity
     assert f"{repository}: version 1. Serve it: diptych serve {repository}" in parity
     for name in ("preprocess/1/tokenizer.json", "image_encoder/1/model.pt", "fusion_head/1/model.pt"):
         assert (repository / name).is_file()
+    assert "instance_group [ { count: 3 } ]" in (repository / "image_encoder/config.pbtxt").read_text()
 
 
 @pytest.mark.parametrize(

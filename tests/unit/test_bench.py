@@ -19,6 +19,7 @@ from loadtest.peers.artefacts import Artefacts
 from tiny_repository import LABELS, build_tiny_repository
 
 from diptych.preprocessing import InvalidInput
+from diptych.serving.settings import Settings
 
 PAUSE_S = 1.5
 
@@ -40,6 +41,8 @@ def measurement(system: str, load: str, items_per_s: float, server_cpu_ms: float
 @pytest.fixture
 def outcome() -> Outcome:
     return Outcome(
+        precision="fp32",
+        settings=Settings.for_cores(2),
         measurements=[
             measurement("article", "batch 1", 10, 100),
             measurement("ceiling", "batch 8", 100, 18),
@@ -69,10 +72,11 @@ def test_the_ratios_are_those_of_the_best_loads(outcome: Outcome) -> None:
 def test_results_hold_the_promised_keys_the_hardware_and_the_versions(
     outcome: Outcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_results({"quickstart": outcome}, {"quickstart": "fp32"}, Plan(), tmp_path)
+    save_results({"quickstart": outcome}, Plan(), tmp_path)
     print_results({"quickstart": outcome})
     found = json.loads((tmp_path / "bench.json").read_text())
     assert found["quickstart"]["throughput_over_article"] == 8.0
+    assert found["quickstart"]["settings"]["image_encoder_instances"] == 2
     assert found["measured"]["hardware"]["num_cores"] >= 1
     assert found["measured"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert "throughput_over_best_peer    2.00" in capsys.readouterr().out

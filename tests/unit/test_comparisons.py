@@ -10,7 +10,8 @@ import pytest
 from conftest import COLOURS, WORDS, write_catalogue, write_picture
 from PIL import Image
 
-from diptych.ablation import ablate, balance_table, measure_baselines, plot_ablation, score_table, variants
+from diptych.ablation import ablate, measure_baselines, variants
+from diptych.ablation_report import balance_table, plot_ablation, score_table
 from diptych.config import load_config
 from diptych.doubtful import find_suspects, plot_suspects, write_suspects
 from diptych.models.fusion import FUSIONS

@@ -55,6 +55,16 @@ def a_machine(settings: Settings) -> Trial:
     return Trial(settings=settings, loads=[make_load(items_per_s - 5 * settings.encoder_threads, p99_ms)])
 
 
+@pytest.mark.parametrize("num_cores", [1, 2, 16])
+def test_every_core_gets_an_image_encoder_and_gpus_get_decoders(num_cores: int) -> None:
+    on_cpu = Settings.for_cores(num_cores)
+    assert on_cpu.image_encoder_instances == num_cores
+    assert 1 <= on_cpu.text_encoder_instances <= num_cores
+    on_gpu = Settings.for_cores(num_cores, on_gpu=True)
+    assert on_gpu.image_encoder_instances == on_gpu.text_encoder_instances == 1
+    assert 1 <= on_gpu.preprocess_instances <= num_cores
+
+
 def test_the_search_finds_the_best_settings_and_stops_when_none_helps() -> None:
     best, trials = search(Settings(), axes_for(4, ["auto"]), a_machine, lambda _: True, LIMIT_MS)
     assert best == Settings(image_encoder_instances=2)

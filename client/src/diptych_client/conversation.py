@@ -64,7 +64,12 @@ class Conversation:
             asked = yield from self._exchange.infer(Request(image, text), deadline)
             labels = self._labels.get(asked.address)
             if labels is None or labels.model_version != asked.reply.model_version:
-                labels = yield from self._ask_for_labels(deadline, asked.address)
+                try:
+                    labels = yield from self._ask_for_labels(deadline, asked.address)
+                except (ConnectionFailed, ModelNotReady):
+                    if not self._exchange.balancer.has_other({asked.address}):
+                        raise
+                    continue  # it went away between the two questions: another server answers both
             if labels.model_version == asked.reply.model_version:
                 break  # else the model was replaced between the two questions
         timings = Timings(

@@ -22,7 +22,6 @@ from diptych_client.contract import (
     ALL_CLASSES,
     IMAGE,
     MODEL,
-    PROBABILITIES,
     TEXT,
     Reply,
     Request,
@@ -34,6 +33,8 @@ from diptych_client.errors import DiptychError, InvalidInput, ServerFault, error
 from diptych_client.extras import needs_extra
 
 ACCEPTED = "a model repository that `diptych export` wrote"
+# One is the snapshot below, the other counts for a server's dashboards and changes nothing.
+PYTHON_STEPS = ("preprocess", "tally")
 SPEC, TOKENIZER, SNAPSHOT = "preprocessing.json", "tokenizer.json", "preprocessing.py"
 
 
@@ -55,7 +56,7 @@ class LocalTransport:
             self._snapshot.PreprocessingSpec(**json.loads(release.read_part("preprocess", SPEC))),
             release.read_part("preprocess", TOKENIZER).decode("utf-8"),
         )
-        self._steps = [_Step(step, release) for step in release.steps if step.model_name != "preprocess"]
+        self._steps = [_Step(step, release) for step in release.steps if step.model_name not in PYTHON_STEPS]
 
     def infer(self, request: Request, deadline: Deadline) -> Reply:
         deadline.remaining_s(request.request_id)
@@ -95,7 +96,7 @@ class LocalTransport:
             for step in self._steps:
                 deadline.remaining_s(request.request_id)
                 tensors[step.output] = step.module(*(tensors[name] for name in step.inputs))
-        probabilities: list[float] = tensors[PROBABILITIES][0].tolist()
+        probabilities: list[float] = tensors[self._steps[-1].output][0].tolist()
         return probabilities
 
 

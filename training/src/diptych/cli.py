@@ -163,6 +163,12 @@ def export(
     tuning: Annotated[
         Optional[Path], typer.Option(metavar="TOML", help="Settings that `diptych tune` wrote.")
     ] = None,
+    cores: Annotated[
+        Optional[int],
+        typer.Option(
+            help="CPU cores of the machine that will serve a new repository. Default: as many as here.", min=1
+        ),
+    ] = None,
     allow_new_labels: Annotated[
         bool, typer.Option("--allow-new-labels", help="Even where its labels are not those that REPO serves.")
     ] = False,
@@ -171,11 +177,14 @@ def export(
     from diptych.export.precision import choose_precision
     from diptych.export.repository import export
     from diptych.run import load_run
-    from diptych.serving.settings import load_settings
+    from diptych.serving.hardware import num_cores
+    from diptych.serving.settings import Settings, load_settings
 
     settings = load_settings(tuning) if tuning else None
     if settings and precision == "auto":
         precision = settings.precision
+    if settings is None and not to.exists():
+        settings = Settings.for_cores(cores or num_cores(), on_gpu=target == "gpu")
     version, gated = export(
         load_run(run), to, choose_precision(precision, target), settings, allow_new_labels=allow_new_labels
     )
@@ -204,10 +213,27 @@ def serve(
     tuning: Annotated[
         Optional[Path], typer.Option(metavar="TOML", help="Settings that `diptych tune` wrote.")
     ] = None,
+    tls_cert: Annotated[
+        Optional[Path], typer.Option(metavar="PEM", help="Encrypt gRPC: the server's certificate chain.")
+    ] = None,
+    tls_key: Annotated[Optional[Path], typer.Option(metavar="PEM", help="That certificate's key.")] = None,
+    tls_client_ca: Annotated[
+        Optional[Path],
+        typer.Option(metavar="PEM", help="Answer only callers with a certificate of this authority."),
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(help="In a row, of a server that died or hangs; 0: end with it.", min=0)
+    ] = 5,
 ) -> None:
-    """Serve a repository with a real tritonserver until interrupted."""
+    """Serve a repository with a real tritonserver until interrupted.
+
+    Its administrative API asks for a key: the one in DIPTYCH_ADMIN_KEY (HEADER=VALUE), else a new one.
+    """
     from diptych.serving import serve
+    from diptych.serving.admin_key import AdminKey
     from diptych.serving.settings import load_settings
+    from diptych.serving.supervisor import Restarts
+    from diptych.serving.tls import ServerTls
 
     status = serve(
         repository,
@@ -217,6 +243,9 @@ def serve(
         metrics_port=metrics_port,
         tritonserver=tritonserver,
         settings=load_settings(tuning) if tuning else None,
+        admin_key=AdminKey.from_environment(),
+        tls=ServerTls.from_options(tls_cert, tls_key, tls_client_ca),
+        restarts=Restarts(max_in_a_row=max_restarts),
     )
     raise typer.Exit(status)
 
@@ -286,14 +315,8 @@ def ablate(
     """What each part is worth: fusions, balancing, each modality alone, simple baselines."""
     from rich.console import Console
 
-    from diptych.ablation import (
-        ablate,
-        balance_table,
-        measure_baselines,
-        plot_ablation,
-        score_table,
-        variants,
-    )
+    from diptych.ablation import ablate, measure_baselines, variants
+    from diptych.ablation_report import balance_table, plot_ablation, score_table
     from diptych.config import load_config
     from diptych.run import load_run
 

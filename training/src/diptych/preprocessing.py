@@ -33,12 +33,37 @@ WHITE = (255, 255, 255)
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-class InvalidInput(ValueError):
-    """An item that cannot be answered: `field` is 'image', 'text' or 'image and text'."""
+# Why an item is refused, for metrics: a closed list, none of it the caller's words.
+REASONS = (
+    EMPTY,
+    IMAGE_BYTES,
+    IMAGE_PIXELS,
+    IMAGE_FORMAT,
+    IMAGE_DAMAGED,
+    TEXT_BYTES,
+    TEXT_NOT_UTF8,
+) = (
+    "empty",
+    "image_too_many_bytes",
+    "image_too_many_pixels",
+    "image_unknown_format",
+    "image_damaged",
+    "text_too_many_bytes",
+    "text_not_utf8",
+)
 
-    def __init__(self, field: str, found: str, accepted: str) -> None:
+
+class InvalidInput(ValueError):
+    """An item that cannot be answered.
+
+    field   'image', 'text' or 'image and text'
+    reason  one of REASONS
+    """
+
+    def __init__(self, field: str, found: str, accepted: str, reason: str) -> None:
         super().__init__(f"preprocess: {field}: found {found}; accepted: {accepted}")
         self.field = field
+        self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +101,7 @@ class Batch:
     image_present   (B, 1) bool
     input_ids       (B, L) int64
     attention_mask  (B, L) int64
+    decoded_pixels  (B,) int64; what the decoder gave, before it was fitted into the square
     errors          by row, why it is refused
     """
 
@@ -83,6 +109,7 @@ class Batch:
     image_present: NDArray[np.bool_]
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
+    decoded_pixels: NDArray[np.int64]
     errors: dict[int, InvalidInput]
 
     def row(self, index: int) -> Row | InvalidInput:
@@ -132,25 +159,29 @@ class Preprocessor:
         size_px = self.spec.image_size_px
         pixel_values = np.zeros((len(items), 3, size_px, size_px), np.uint8)
         image_present = np.zeros((len(items), 1), np.bool_)
+        decoded_pixels = np.zeros(len(items), np.int64)
         texts = [""] * len(items)
         errors: dict[int, InvalidInput] = {}
         for index, (image, text) in enumerate(items):
             try:
                 if image:
-                    pixel_values[index] = self._square(image).transpose(2, 0, 1)
+                    decoded = decode_image(image, self.spec)
+                    decoded_pixels[index] = decoded.width * decoded.height
+                    pixel_values[index] = self._square(decoded).transpose(2, 0, 1)
                     image_present[index] = True
                 texts[index] = self.text(text)
             except InvalidInput as error:
                 errors[index] = error
         input_ids, attention_mask = self.tokens(texts)
         for index in np.flatnonzero(~image_present[:, 0] & ~attention_mask.any(axis=1)).tolist():
-            nothing = InvalidInput("image and text", "both empty", "an image file, a text, or both")
+            nothing = InvalidInput("image and text", "both empty", "an image file, a text, or both", EMPTY)
             errors.setdefault(index, nothing)
         return Batch(
             pixel_values=pixel_values,
             image_present=image_present,
             input_ids=input_ids,
             attention_mask=attention_mask,
+            decoded_pixels=decoded_pixels,
             errors=errors,
         )
 
@@ -161,23 +192,26 @@ class Preprocessor:
         returns  (3, H, W) uint8 RGB, or None where there is no image
         raises   InvalidInput
         """
-        return np.ascontiguousarray(self._square(data).transpose(2, 0, 1)) if data else None
+        if not data:
+            return None
+        return np.ascontiguousarray(self._square(decode_image(data, self.spec)).transpose(2, 0, 1))
 
-    def _square(self, data: bytes) -> NDArray[np.uint8]:
+    def _square(self, image: Image.Image) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB"""
-        image = decode_image(data, self.spec)
         return np.asarray(fit_on_white(image, self.spec.image_size_px))
 
     def text(self, data: bytes) -> str:
         """Decode UTF-8; empty or blank: no text. Raises InvalidInput."""
         limit = self.spec.max_text_bytes
         if len(data) > limit:
-            raise InvalidInput("text", f"{len(data):,} bytes", f"at most {limit:,} bytes of UTF-8")
+            raise InvalidInput(
+                "text", f"{len(data):,} bytes", f"at most {limit:,} bytes of UTF-8", TEXT_BYTES
+            )
         try:
             return data.decode("utf-8").strip()
         except UnicodeDecodeError as error:
             found = f"byte 0x{data[error.start]:02x} at offset {error.start}, which is not UTF-8"
-            raise InvalidInput("text", found, "UTF-8") from None
+            raise InvalidInput("text", found, "UTF-8", TEXT_NOT_UTF8) from None
 
     def tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokenise to one fixed length, so that all requests have one shape and batch together.
@@ -203,12 +237,14 @@ def decode_image(data: bytes, spec: PreprocessingSpec) -> Image.Image:
     moved by 3.7 grey levels on average; at twice by 0.2.
     """
     if len(data) > spec.max_image_bytes:
-        raise InvalidInput("image", f"{len(data):,} bytes", f"at most {spec.max_image_bytes:,} bytes")
+        accepted = f"at most {spec.max_image_bytes:,} bytes"
+        raise InvalidInput("image", f"{len(data):,} bytes", accepted, IMAGE_BYTES)
     accepted_size = f"at most {spec.max_image_pixels:,} pixels"
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         if image.width * image.height > spec.max_image_pixels:
-            raise InvalidInput("image", f"{image.width} x {image.height} pixels", accepted_size)
+            found = f"{image.width} x {image.height} pixels"
+            raise InvalidInput("image", found, accepted_size, IMAGE_PIXELS)
         width, height = _fitted_size(image, spec.image_size_px)
         image.draft("RGB", (2 * width, 2 * height))
         image.load()
@@ -216,13 +252,14 @@ def decode_image(data: bytes, spec: PreprocessingSpec) -> Image.Image:
     except InvalidInput:
         raise
     except Image.UnidentifiedImageError:
-        raise InvalidInput("image", f"{len(data):,} bytes in no known format", ACCEPTED_IMAGE) from None
+        found = f"{len(data):,} bytes in no known format"
+        raise InvalidInput("image", found, ACCEPTED_IMAGE, IMAGE_FORMAT) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         count = re.search(r"(\d+) pixels", str(error))
         found = f"{int(count[1]):,} pixels" if count else "far too many pixels"
-        raise InvalidInput("image", found, accepted_size) from None
+        raise InvalidInput("image", found, accepted_size, IMAGE_PIXELS) from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        raise InvalidInput("image", f"a damaged file ({error})", ACCEPTED_IMAGE) from None
+        raise InvalidInput("image", f"a damaged file ({error})", ACCEPTED_IMAGE, IMAGE_DAMAGED) from None
 
 
 def fit_on_white(image: Image.Image, size_px: int) -> Image.Image:

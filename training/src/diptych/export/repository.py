@@ -9,7 +9,7 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from diptych import preprocessing
+from diptych import metering, preprocessing
 from diptych.data.catalogue import read_split
 from diptych.data.items import Item
 from diptych.errors import UserError
@@ -26,6 +26,7 @@ from diptych.release.repository import (
     ENSEMBLE,
     MANIFEST_FILE,
     describe_labels,
+    held_versions,
     read_manifest,
     replace_text,
     serving_version,
@@ -35,7 +36,7 @@ from diptych.release.repository import (
 from diptych.run import LABELS_FILE, Run
 from diptych.serving.settings import Settings, apply_settings
 
-PREPROCESS = "preprocess"
+PREPROCESS, TALLY = "preprocess", "tally"
 # How large the image encoder's warm-up pictures are.
 WARMUP_SIZE = re.compile(r"dims: \[ 3, \d+, \d+ \]")
 PRESENT_AT_WARMUP = 'input_data_file: "true"'
@@ -90,10 +91,13 @@ def _stage(run: Run, version: int, staged: Path, precision: Precision) -> Gated:
     gated = write_parts(run, items, precision, directories)
 
     # Triton takes model.py from the version, so that each version keeps the shell that it was exported with.
-    (staged / PREPROCESS / "model.py").rename(directories[PREPROCESS] / "model.py")
+    for step in (PREPROCESS, TALLY):
+        (staged / step / "model.py").rename(directories[step] / "model.py")
+        shutil.copy2(metering.__file__, directories[step])
     run.preprocessor.save(directories[PREPROCESS])
     shutil.copy2(preprocessing.__file__, directories[PREPROCESS])
-    (directories[ENSEMBLE] / LABELS_FILE).write_text("".join(f"{label}\n" for label in run.labels), "utf-8")
+    for model in (ENSEMBLE, TALLY):
+        (directories[model] / LABELS_FILE).write_text("".join(f"{label}\n" for label in run.labels), "utf-8")
     write_pins(staged, version)
     write_loaded(staged, [version])
     _size_warmup(staged, run.preprocessor.spec.image_size_px)
@@ -153,6 +157,7 @@ def _next_version(repository: Path) -> int:
         raise UserError(
             f"{repository}: exists and is not a Diptych repository; name a new directory with --to"
         )
+    held_versions(repository)  # refuses what lacks a step
     versions = [int(path.name) for path in repository.glob("*/*") if path.name.isdecimal()]
     if not versions:
         raise UserError(

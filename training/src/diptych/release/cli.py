@@ -26,7 +26,9 @@ ServerOption = Annotated[
 KeyOption = Annotated[
     Optional[str],
     typer.Option(
-        metavar="HEADER=VALUE", envvar="DIPTYCH_ADMIN_KEY", help="What opens the server's administrative API."
+        metavar="HEADER=VALUE",
+        envvar="DIPTYCH_ADMIN_KEY",
+        help="What opens the server's administrative API. Default: what your own server here says.",
     ),
 ]
 CaOption = Annotated[
@@ -174,11 +176,11 @@ def _connect(
 ) -> Control:
     from diptych.errors import UserError
     from diptych.release.control import Control
+    from diptych.serving.admin_key import AdminKey
     from diptych_client import InvalidInput, Tls
 
-    name, _, value = (key or "").partition("=")
     try:
         tls = Tls(ca, certificate, private_key) if ca or certificate or private_key else None
     except InvalidInput as error:
         raise UserError(str(error)) from None
-    return Control(server, {name: value} if name else None, tls)
+    return Control(server, AdminKey.parse(key).grpc_headers if key else None, tls)

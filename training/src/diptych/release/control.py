@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from diptych.errors import UserError
 from diptych.release.repository import ENSEMBLE, STEPS
+from diptych.serving.admin_key import find_admin_key
 from diptych_client import InvalidInput, Tls
 
 LOAD_TIMEOUT_S = 600.0
@@ -27,7 +28,7 @@ class Control:
     """A connection to the administrative API over gRPC. Threads may share it.
 
     url      grpc://HOST:PORT, or grpcs:// for TLS
-    headers  such as the key of a restricted API
+    headers  such as the key of a restricted API; None: that of this user's own server, if it is one
     tls      whom to trust and who we are, for grpcs://; of no account for grpc://
     """
 
@@ -38,6 +39,8 @@ class Control:
                 f"--server {url}: expected grpc://HOST:PORT, such as grpc://127.0.0.1:8001, or grpcs://"
             )
         self.url = url
+        if headers is None and (key := find_admin_key(address)):
+            headers = key.grpc_headers
         self._headers = dict(headers or {})
         try:
             credentials = (tls or Tls()).grpc_credentials() if scheme == "grpcs" else None
@@ -88,6 +91,7 @@ class Control:
             "image_encoder": ("pixel_values", "image_present"),
             "text_encoder": ("input_ids", "attention_mask", "image_features"),
             "fusion_head": ("image_features", "text_features"),
+            "tally": ("fused_probabilities",),
         }
         for step in STEPS:
             tensors |= self._infer(step, version, {name: tensors[name] for name in inputs[step]})

@@ -17,7 +17,7 @@ from typing import Any
 from diptych.errors import UserError
 
 ENSEMBLE = "classifier"
-STEPS = ("preprocess", "image_encoder", "text_encoder", "fusion_head")
+STEPS = ("preprocess", "image_encoder", "text_encoder", "fusion_head", "tally")
 CONFIG_FILE, MANIFEST_FILE, HISTORY_FILE = "config.pbtxt", "manifest.json", "activations.txt"
 # One for each step, the ensemble's own version, and its labels, which so change in the same rename.
 PINS = re.compile(r'^(\s*(?:model_version: |versions: |label_filename: "))(\d+)', re.MULTILINE)
@@ -35,6 +35,11 @@ def held_versions(repository: Path) -> list[int]:
     if not config_of(repository, ENSEMBLE).is_file():
         raise UserError(
             f"{repository}: not a model repository. Make one: diptych export RUN --to {repository}"
+        )
+    if missing := [step for step in STEPS if not config_of(repository, step).is_file()]:
+        raise UserError(
+            f"{repository}: has no {missing[0]}; it is older than that step, or not whole. "
+            "Export into a new directory."
         )
     return sorted(int(path.parent.name) for path in (repository / ENSEMBLE).glob(f"*/{MANIFEST_FILE}"))
 

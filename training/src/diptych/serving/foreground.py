@@ -1,25 +1,38 @@
-"""Serves in the foreground, for the command line: until a signal comes or the server ends."""
+"""Serves in the foreground, for the command line and for containers: until a signal comes, or hope is gone.
+
+Standard library only: this is what runs in an image without the rest of Diptych's dependencies.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-import typer
-
-from diptych.progress import console
+from diptych.errors import UserError
+from diptych.serving.admin_key import AdminKey
+from diptych.serving.drain import DRAIN_TIMEOUT_S, drain
+from diptych.serving.leftovers import reap_orphans
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from diptych.serving.server import LOCALHOST, READY_TIMEOUT_S, Server
-from diptych.serving.settings import Settings
+from diptych.serving.supervisor import Restarts, Watch
+from diptych.serving.tls import ServerTls
 from diptych.serving.triton_log import deserves_showing
+from diptych.serving.vitals import SILENCE_S, Vitals
+
+if TYPE_CHECKING:
+    from diptych.serving.settings import Settings
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_S = 0.2
+# For its stubs to end; whatever is then still there is ended and removed by us.
+DRAINED_EXIT_S = 10.0
 
 
 class Stopped(BaseException):
@@ -27,6 +40,15 @@ class Stopped(BaseException):
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Why a server is no longer of use, after how long a time in which it was, and the status that tells."""
+
+    reason: str
+    was_well_s: float
+    status: int
 
 
 def serve(
@@ -39,8 +61,20 @@ def serve(
     tritonserver: Path | None = None,
     log: Path | None = None,
     settings: Settings | None = None,
+    admin_key: AdminKey | None = None,
+    tls: ServerTls | None = None,
+    restarts: Restarts | None = None,
+    silence_s: float = SILENCE_S,
+    drain_timeout_s: float = DRAIN_TIMEOUT_S,
 ) -> int:
-    """Start, print the addresses, stay. Returns the status to exit with; raises UserError."""
+    """Start, print the addresses, stay; start again what died or hangs.
+
+    restarts         how often; None: a few times in a row, with growing pauses
+    silence_s        without any answer, after which a server counts as hung
+    drain_timeout_s  that requests in flight are given when a signal asks to stop
+    returns          the status to exit with
+    raises           UserError where the first start fails
+    """
     server = Server(
         repository,
         host=host,
@@ -50,55 +84,137 @@ def serve(
         tritonserver=tritonserver,
         log=log,
         settings=settings,
+        admin_key=admin_key,
+        tls=tls,
     )
+    restarts = restarts or Restarts()
     with _signals_raise_stopped():
         try:
-            with server:
-                try:
-                    with console.status("Starting tritonserver and loading the models"):
-                        server.wait_until_ready(READY_TIMEOUT_S)
-                    _print_addresses(server)
-                    return _stay(server)
-                except Stopped:
-                    if server.is_ready:
-                        return _end(server)
-                    raise
-        except Stopped as stopped:  # while it was starting
+            end = _run(server, silence_s, drain_timeout_s)
+            while isinstance(end, Fault):
+                pause_s = restarts.next_pause_s(end.was_well_s)
+                if pause_s is None:
+                    _say(_last_words(restarts))
+                    return end.status
+                _say(
+                    f"Starting it again in {pause_s:g} s (restart {restarts.num_in_a_row} of at most "
+                    f"{restarts.max_in_a_row} without {restarts.healthy_after_s:g} s of health between them)."
+                )
+                time.sleep(pause_s)
+                server = server.successor()
+                end = _run_again(server, silence_s, drain_timeout_s)
+            return end
+        except Stopped as stopped:  # while it was starting, or between two starts
             return 128 + stopped.signum
 
 
-def _stay(server: Server) -> int:
-    """Show what the server complains about, until it ends by itself."""
-    with server.log.open(encoding="utf-8", errors="replace") as log:
+def _run(server: Server, silence_s: float, drain_timeout_s: float) -> int | Fault:
+    """One server's whole life. Returns the status of one that a signal ended, or what was wrong with it."""
+    with server:
+        try:
+            _say("Starting tritonserver and loading the models ...")
+            server.wait_until_ready(READY_TIMEOUT_S)
+            _print_addresses(server)
+            return _stay(server, silence_s)
+        except Stopped:
+            if server.is_ready:
+                return _end(server, drain_timeout_s)
+            raise
+
+
+def _run_again(server: Server, silence_s: float, drain_timeout_s: float) -> int | Fault:
+    """The same, where an error is one more failure: the cause may pass, such as a disk that is full."""
+    try:
+        return _run(server, silence_s, drain_timeout_s)
+    except UserError as error:
+        _say(f"It did not start: {error}")
+        return Fault(str(error), was_well_s=0.0, status=1)
+
+
+def _stay(server: Server, silence_s: float) -> Fault:
+    """Show what the server complains about, until it ends by itself or is not well."""
+    began_s = time.monotonic()
+    vitals = Vitals(
+        server.process.pid, server.http_contact, server.ports.http, server.ports.metrics, silence_s=silence_s
+    )
+    with server.log.open(encoding="utf-8", errors="replace") as log, Watch(vitals) as watch:
         log.seek(0, 2)
-        while server.process.poll() is None:
+        while server.process.poll() is None and watch.fault is None:
             _show_news(log)
+            reap_orphans(except_pid=server.process.pid)
             time.sleep(POLL_S)
         _show_news(log)
-    status = _shell_status(server.process.returncode)
-    typer.echo(f"tritonserver ended by itself, with status {status}.", err=True)
-    return status or 1
+    was_well_s = time.monotonic() - began_s
+    if server.process.poll() is None:
+        reason, status = f"tritonserver is not well: {watch.fault}.", 1
+        server.kill()  # its orderly end would wait half a minute for the process that is gone
+    else:
+        status = _shell_status(server.process.returncode) or 1
+        reason = f"tritonserver ended by itself, with status {_shell_status(server.process.returncode)}."
+    _say(reason)
+    return Fault(reason, was_well_s, status)
 
 
-def _end(server: Server) -> int:
-    """Stop in good order."""
+def _end(server: Server, drain_timeout_s: float) -> int:
+    """Answer what was accepted, then stop in good order."""
+    has_been_asked_twice = False
+
+    def end_at_once(*_: object) -> None:
+        nonlocal has_been_asked_twice
+        has_been_asked_twice = True
+        server.process.kill()
+
     for signum in SIGNALS:  # whoever asks twice does not want to wait
-        signal.signal(signum, lambda *_: server.process.kill())
-    typer.echo("Stopping tritonserver; ask again to stop it at once.", err=True)
-    return _shell_status(server.stop())
+        signal.signal(signum, end_at_once)
+    _say("Draining: new requests are refused, those in flight are answered; ask again to stop at once.")
+    problem = drain(
+        server.http_contact,
+        server.ports.http,
+        timeout_s=drain_timeout_s,
+        headers=server.admin_key.http_headers,
+    )
+    is_drained = problem is None
+    if problem and server.process.poll() is None:
+        _say(f"Not drained: {problem}")
+    _say("Stopping tritonserver.")
+    if not is_drained:
+        return _shell_status(server.stop())
+    # Nothing is left to wait for, and yet it would: half a minute for idle keep-alive connections of HTTP.
+    status = server.stop(DRAINED_EXIT_S)
+    return _shell_status(status) if has_been_asked_twice else 0
+
+
+def _last_words(restarts: Restarts) -> str:
+    if restarts.max_in_a_row == 0:
+        return "Not restarting here: that is for whoever runs this process."
+    return (
+        f"Giving up: {restarts.max_in_a_row} restarts in a row did not help. The lines above say what is "
+        f"wrong; the repository, the memory and the disk are what most often is."
+    )
 
 
 def _show_news(log: TextIO) -> None:
     for line in log:
         if deserves_showing(line):
-            typer.echo(line.rstrip(), err=True)
+            _say(line.rstrip())
 
 
 def _print_addresses(server: Server) -> None:
-    typer.echo(f"Serving {server.repository}; Ctrl-C stops it.")
-    typer.echo(f"  gRPC     {server.grpc_url}")
-    typer.echo(f"  HTTP     {server.http_url}")
-    typer.echo(f"  metrics  {server.metrics_url}")
+    only_here = "  (no TLS in Triton: loopback only)" if server.tls else ""
+    sys.stdout.write(
+        f"Serving {server.repository}; Ctrl-C stops it.\n"
+        f"  gRPC     {server.grpc_url}\n"
+        f"  HTTP     {server.http_url}{only_here}\n"
+        f"  metrics  {server.metrics_url}\n"
+        f"  releases need the key in {server.admin_key_file}, which `diptych release` finds here by itself\n"
+    )
+    sys.stdout.flush()
+
+
+def _say(line: str) -> None:
+    """To whoever operates this: stderr, at once."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 @contextlib.contextmanager

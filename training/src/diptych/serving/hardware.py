@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from diptych.errors import UserError
@@ -16,6 +17,11 @@ GPU_DEVICE = Path("/dev/nvidiactl")
 def has_bf16_instructions() -> bool:
     """Whether this CPU multiplies bfloat16 itself."""
     return not BF16_FLAGS.isdisjoint(_cpu_flags())
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def has_gpu() -> bool:

@@ -2,13 +2,15 @@
 
 A killed tritonserver leaves orphan stubs and regions in /dev/shm. All that belongs to one server of ours
 carries one prefix: region names, the stubs' and the server's command lines, the workspace in the temporary
-directory. The prefix names the process that started the server, so that the next start can tell whether it
-is still alive. No lock file and no state: /proc and /dev/shm say it all.
+directory. The prefix names the process that started the server, so that the next start can tell from /proc
+whether it is still alive. Of another container's process /proc says nothing, though the two may share
+/dev/shm (a pod's volume outlives its containers): there a lock says it, which ends with its holder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import re
@@ -18,13 +20,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, NamedTuple
 
 from diptych.serving.installation import STUB
 
 REGION_OPTION = "shm-region-prefix-name"
 SHARED_MEMORY = Path("/dev/shm")
-# PID namespace, process id, its start time: no two processes since boot share these. Containers may share
-# /dev/shm with their host and yet not see its processes: another namespace's files are left alone.
+LOCK = "lock"
+# PID namespace, process id, its start time: no two processes since boot share these.
 OWNER = re.compile(r"diptych-(?P<namespace>\d+)-(?P<pid>\d+)-(?P<start>\d+)-")
 REAP_TIMEOUT_S = 5.0
 
@@ -39,6 +42,13 @@ def new_prefix() -> str:
 def owner_prefix(pid: int) -> str:
     """What the prefixes of all servers of one process begin with."""
     return f"diptych-{_namespace()}-{pid}-{_start_time(pid)}-"
+
+
+def claim(prefix: str) -> IO[str]:
+    """Show other containers that the owner of a prefix lives, for as long as the returned file is open."""
+    lock = (SHARED_MEMORY / f"{prefix}{LOCK}").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
 
 
 def sweep_dead() -> None:
@@ -70,6 +80,46 @@ def processes_of(prefix: str) -> Iterator[int]:
                 yield int(directory.name)
 
 
+def reap_orphans(except_pid: int) -> None:
+    """Ask after dead children that nobody else will: those that process 1 of a container inherits.
+
+    except_pid  ours, whose status its own owner wants
+    """
+    if os.getpid() != 1:
+        return
+    for child in children_of(os.getpid()):
+        if child.is_zombie and child.pid != except_pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child.pid, os.WNOHANG)
+
+
+class Child(NamedTuple):
+    """A process of a tritonserver; `model` is whose, where it can still say."""
+
+    pid: int
+    is_zombie: bool
+    model: str | None
+
+
+def children_of(parent_pid: int) -> list[Child]:
+    """What a tritonserver has started: its stubs, dead ones too, for it does not ask after them."""
+    children = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(directory.name))
+        if len(fields) > 1 and int(fields[1]) == parent_pid:
+            children.append(Child(int(directory.name), fields[0] == "Z", _model_of(directory)))
+    return children
+
+
+def _model_of(process: Path) -> str | None:
+    """A stub's second argument is REPOSITORY/MODEL/VERSION/FILE; a zombie has no arguments any more."""
+    try:
+        arguments = (process / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return None
+    return Path(arguments[1]).parent.parent.name if STUB in arguments[0] and len(arguments) > 1 else None
+
+
 def files_of(prefix: str) -> list[Path]:
     """Shared memory and workspaces with this prefix."""
     directories = (SHARED_MEMORY, Path(tempfile.gettempdir()))
@@ -88,8 +138,18 @@ def _may_be_alive(owner: str) -> bool:
     match = OWNER.match(owner)
     assert match
     if match["namespace"] != _namespace():
-        return True
+        locks = list(SHARED_MEMORY.glob(f"{owner}*-{LOCK}"))
+        return not locks or any(map(_is_held, locks))
     return _start_time(int(match["pid"])) == match["start"]
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held; or another user's, which is not ours to remove
+        return True
+    return False
 
 
 def _namespace() -> str:

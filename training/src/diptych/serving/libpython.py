@@ -10,7 +10,6 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from diptych.data.debian import PackagesUnavailable, download_packages, unpacked
 from diptych.errors import UserError
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -32,6 +31,8 @@ def find_libpython() -> Path:
 
 
 def _download(target: Path) -> Path:
+    from diptych.data.debian import PackagesUnavailable, download_packages, unpacked
+
     try:
         debs = download_packages([PACKAGE], target.parent)
         with unpacked(debs) as root:

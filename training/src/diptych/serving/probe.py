@@ -2,37 +2,92 @@
 
 from __future__ import annotations
 
+import enum
 import http.client
 import json
+from typing import NamedTuple
 
 from diptych.errors import UserError
 from diptych.release.repository import ENSEMBLE
 
 TIMEOUT_S = 30.0
+# tritonserver 2.51.0's words, as HTTP 500, to a request for a Python model whose process is gone or stopped.
+DEAD_STUB_WORDS = "is not healthy"
 
-QUESTION = json.dumps(
-    {
-        "inputs": [
-            {"name": "image", "datatype": "BYTES", "shape": [1, 1], "data": [""]},
-            {"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": ["ready?"]},
-        ]
-    }
-)
+
+class Kind(enum.Enum):
+    """What became of the question.
+
+    ANSWERED   the ensemble answered
+    BUSY       a full queue, or time over in it: the server is there and says nothing about its models
+    NOT_THERE  the ensemble is not loaded: being drained, or not to be served
+    BROKEN     an error of the server's own
+    SILENT     nothing listens, or nothing came in time
+    """
+
+    ANSWERED = enum.auto()
+    BUSY = enum.auto()
+    NOT_THERE = enum.auto()
+    BROKEN = enum.auto()
+    SILENT = enum.auto()
+
+
+class Reply(NamedTuple):
+    """`words` are the server's, with its HTTP status; or the network's."""
+
+    kind: Kind
+    words: str
+
+
+def ask(host: str, port: int, timeout_s: float = TIMEOUT_S) -> Reply:
+    """Send the smallest item through the whole ensemble."""
+    try:
+        status, body = request(
+            host, port, "POST", f"/v2/models/{ENSEMBLE}/infer", timeout_s, _question(timeout_s)
+        )
+    except (OSError, http.client.HTTPException) as error:
+        return Reply(Kind.SILENT, f"{type(error).__name__}: {error}")
+    words = f"HTTP {status}: {body.strip()}"
+    if status == http.client.OK:
+        return Reply(Kind.ANSWERED, "")
+    if status == http.client.SERVICE_UNAVAILABLE:
+        return Reply(Kind.BUSY, words)
+    if "unknown model" in body or "not at ready state" in body:
+        return Reply(Kind.NOT_THERE, words)
+    return Reply(Kind.BROKEN, words)
 
 
 def is_answering(host: str, port: int) -> bool:
     """Whether the ensemble answers; False while nothing listens. Raises UserError where it refuses."""
-    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)  # unlike urllib, past any proxy
+    reply = ask(host, port)
+    if reply.kind in (Kind.BROKEN, Kind.NOT_THERE):
+        raise UserError(f"the models are loaded but do not answer: {reply.words}")
+    return reply.kind is Kind.ANSWERED
+
+
+def request(
+    host: str,
+    port: int,
+    method: str,
+    path: str,
+    timeout_s: float,
+    body: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> tuple[int, str]:
+    """One HTTP request; unlike urllib's, past any proxy. Returns status and body."""
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     try:
-        connection.request("POST", f"/v2/models/{ENSEMBLE}/infer", QUESTION)
+        connection.request(method, path, body, headers or {})
         response = connection.getresponse()
-        body = response.read().decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException):
-        return False
+        return response.status, response.read().decode("utf-8", "replace")
     finally:
         connection.close()
-    if response.status == http.client.OK:
-        return True
-    if response.status == http.client.SERVICE_UNAVAILABLE:
-        return False
-    raise UserError(f"the models are loaded but do not answer: HTTP {response.status}: {body}")
+
+
+def _question(timeout_s: float) -> str:
+    """Words alone. Triton drops it from its queue once we have stopped waiting."""
+    inputs = [
+        {"name": name, "datatype": "BYTES", "shape": [1, 1], "data": [words]}
+        for name, words in (("image", ""), ("text", "ready?"))
+    ]
+    return json.dumps({"inputs": inputs, "parameters": {"timeout": int(timeout_s * 1e6)}})

@@ -10,16 +10,23 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from diptych.errors import UserError
+from diptych.release.repository import STEPS
 from diptych.serving import launch, leftovers
+from diptych.serving.admin_key import AdminKey
 from diptych.serving.hardware import require_hardware
 from diptych.serving.installation import find_installation
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, Ports
 from diptych.serving.probe import ENSEMBLE, is_answering
-from diptych.serving.settings import Settings
+from diptych.serving.shared_memory import require_shared_memory
+from diptych.serving.tls import ServerTls
 from diptych.serving.triton_log import explain_failure, find_dead_stub
 from diptych.serving.workspace import Workspace
+
+if TYPE_CHECKING:
+    from diptych.serving.settings import Settings
 
 LOCALHOST = "127.0.0.1"
 READY_TIMEOUT_S = 300.0
@@ -48,8 +55,13 @@ class Server:
         tritonserver: Path | None = None,
         log: Path | None = None,
         settings: Settings | None = None,
+        admin_key: AdminKey | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
+        """admin_key  what opens the administrative API; default: a new one, which the workspace keeps"""
         self.settings = settings
+        self.admin_key = admin_key or AdminKey.random()
+        self.tls = tls
         self.repository = repository
         self.host = host
         self.ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
@@ -58,18 +70,43 @@ class Server:
         self._log = log
         self.is_ready = False
 
+    def successor(self) -> Server:
+        """Another one, not started, like this one down to the ports that were chosen for it."""
+        return Server(
+            self.repository,
+            host=self.host,
+            http_port=self.ports.http,
+            grpc_port=self.ports.grpc,
+            metrics_port=self.ports.metrics,
+            tritonserver=self._tritonserver,
+            log=self._log,
+            settings=self.settings,
+            admin_key=self.admin_key,
+            tls=self.tls,
+        )
+
     @property
     def contact(self) -> str:
         """The address to call from this machine; listening on all of them includes the local one."""
         return LOCALHOST if self.host == "0.0.0.0" else self.host
 
     @property
+    def http_host(self) -> str:
+        """Loopback beside TLS: what must not be read on the way must not go over HTTP either."""
+        return LOCALHOST if self.tls else self.host
+
+    @property
+    def http_contact(self) -> str:
+        """The address to call over HTTP from this machine."""
+        return LOCALHOST if self.tls else self.contact
+
+    @property
     def http_url(self) -> str:
-        return f"http://{self.contact}:{self.ports.http}"
+        return f"http://{self.http_contact}:{self.ports.http}"
 
     @property
     def grpc_url(self) -> str:
-        return f"grpc://{self.contact}:{self.ports.grpc}"
+        return f"{'grpcs' if self.tls else 'grpc'}://{self.contact}:{self.ports.grpc}"
 
     @property
     def metrics_url(self) -> str:
@@ -94,8 +131,11 @@ class Server:
         installation = find_installation(self._tritonserver)
         leftovers.sweep_dead()
         self.ports = self.ports.settle(self.host)
+        self._claim = leftovers.claim(self._prefix)
         workspace = Workspace(self._prefix, installation, self.repository, self.settings)
+        require_shared_memory(workspace.repository, STEPS[:1] if installation.has_native_pytorch else STEPS)
         self.log = self._log or workspace.log
+        self.admin_key_file = self.admin_key.save(workspace.root, self.host, self.ports.grpc)
         command = [str(installation.binary.absolute()), *self._options(workspace)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -119,13 +159,15 @@ class Server:
             "--disable-auto-complete-config",
             "--strict-readiness=true",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
-            f"--http-address={self.host}",
+            f"--http-address={self.http_host}",
             f"--http-port={self.ports.http}",
             f"--grpc-address={self.host}",
             f"--grpc-port={self.ports.grpc}",
             f"--metrics-address={self.host}",
             f"--metrics-port={self.ports.metrics}",
             "--metrics-config=summary_latencies=true",
+            *self.admin_key.options,
+            *(self.tls.options if self.tls else []),
             f"--backend-config=python,{leftovers.REGION_OPTION}={self._prefix}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
         ]
@@ -147,7 +189,7 @@ class Server:
 
     def _is_answering(self) -> bool:
         try:
-            return is_answering(self.contact, self.ports.http)
+            return is_answering(self.http_contact, self.ports.http)
         except UserError as error:
             raise UserError(f"{error}\n{self.explain_failure()}") from None
 
@@ -158,17 +200,23 @@ class Server:
     def _read_log(self) -> str:
         return self.log.read_text("utf-8", "replace")
 
-    def stop(self) -> int:
+    def kill(self) -> None:
+        """End a server that is past an orderly end."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, exit_timeout_s: float = EXIT_TIMEOUT_S + UNLOAD_TIMEOUT_S) -> int:
         """End the server, its stubs, its shared memory. Returns its exit status, negative for a signal."""
         try:
             # While it loads models it would put SIGTERM off, and nobody is being served.
             self.process.send_signal(signal.SIGTERM if self.is_ready else signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(EXIT_TIMEOUT_S + UNLOAD_TIMEOUT_S)
+                self.process.wait(exit_timeout_s)
         finally:
             self.process.kill()
             status = self.process.wait()
             leftovers.sweep(self._prefix)
+            self._claim.close()
         return status
 
 

@@ -8,10 +8,13 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diptych.serving.installation import STUB, Installation
 from diptych.serving.libpython import find_libpython
-from diptych.serving.settings import Settings, copy_with_settings
+
+if TYPE_CHECKING:
+    from diptych.serving.settings import Settings
 
 # Libraries start as many threads as there are cores, in each process anew. Ours are processes by design: one
 # thread each, and what the configs say for PyTorch.
@@ -45,6 +48,8 @@ class Workspace:
     def _shell_safe(self, repository: Path, settings: Settings | None) -> Path:
         """Triton starts stubs through an unquoted shell command: a space in the path would break it."""
         if settings is not None:
+            from diptych.serving.settings import copy_with_settings  # and with it what images do without
+
             copy = self.root / "tuned_repository"
             copy_with_settings(settings, repository, copy)
             return copy

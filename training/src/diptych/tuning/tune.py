@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from diptych.data.location import Location
 from diptych.errors import UserError
 from diptych.progress import console
 from diptych.serving import Server
+from diptych.serving.hardware import num_cores
 from diptych.serving.settings import Settings, save_settings
 from diptych.tuning.closed_loop import Load, run_load, save_items
 from diptych.tuning.picture import plot_trials
@@ -63,10 +63,11 @@ def tune(
     repositories  one model by its precision; 'auto' names a repository as it is
     items         (image file, text) pairs, in the mix that the server will see
     """
-    num_cores = len(os.sched_getaffinity(0))
-    start = Settings(precision=next(iter(repositories)))  # type: ignore[arg-type]
+    cores = num_cores()
+    precision = next(iter(repositories))
+    start = dataclasses.replace(Settings.for_cores(cores), precision=precision)  # type: ignore[arg-type]
     clock = _Clock(config.budget_s)
-    console.print(f"Budget {config.budget_s:.0f} s, {num_cores} cores, p99 at most {config.p99_ms:g} ms")
+    console.print(f"Budget {config.budget_s:.0f} s, {cores} cores, p99 at most {config.p99_ms:g} ms")
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "items")
         save_items(items, path)
@@ -78,13 +79,13 @@ def tune(
             _say(trial, config, clock)
             return trial
 
-        axes = axes_for(num_cores, list(repositories))
+        axes = axes_for(cores, list(repositories))
         settings, trials = search(start, axes, run_trial, clock.has_time, config.p99_ms)
     best = max(
         (trial for trial in trials if trial.settings == settings),
         key=lambda trial: trial.score(config.p99_ms),
     ).best(config.p99_ms)
-    save_settings(settings, out, _describe(best, trials, config, num_cores))
+    save_settings(settings, out, _describe(best, trials, config, cores))
     plot_trials(trials, settings, config.p99_ms, plot)
     return Tuned(settings=settings, trials=trials, best=best)
 
@@ -140,12 +141,13 @@ class _Clock:
 
 def _say(trial: Trial, config: TuneConfig, clock: _Clock) -> None:
     load = trial.best(config.p99_ms)
+    start = Settings.for_cores(num_cores())
     changed = {
         name: value
         for name, value in dataclasses.asdict(trial.settings).items()
-        if value != getattr(Settings(), name)
+        if value != getattr(start, name)
     }
-    settings = ", ".join(f"{name} {value}" for name, value in changed.items()) or "as shipped"
+    settings = ", ".join(f"{name} {value}" for name, value in changed.items()) or "as exported"
     console.print(
         f"{clock.spent_s:5.0f} s  {load.items_per_s:6.1f} items/s  p99 {load.p99_ms:6.0f} ms  {settings}",
         highlight=False,

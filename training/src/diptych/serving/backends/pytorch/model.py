@@ -5,7 +5,9 @@ the native LibTorch backend's rules for names and its parameters, so that one re
 It knows Triton and TorchScript; it must know nothing about Diptych's models.
 """
 
+import importlib.util
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 DEFAULT_FILE = "model.pt"
+METERING = Path(__file__).resolve().parents[3] / "metering.py"
 
 
 class TritonPythonModel:
@@ -42,6 +45,7 @@ class TritonPythonModel:
             tensor["name"]: np.dtype(pb_utils.triton_string_to_numpy(tensor["data_type"]))
             for tensor in config["output"]
         }
+        self._meter = import_file(METERING).Meter(pb_utils, args)  # says that this process is alive
 
     def execute(self, requests):
         """Answer every request; never raise, for that would show a traceback to strangers."""
@@ -51,6 +55,9 @@ class TritonPythonModel:
             for index, answer in zip(indices, answers, strict=True):
                 responses[index] = answer
         return responses
+
+    def finalize(self):
+        self._meter.stop()
 
     def _answer_or_fail(self, requests):
         try:
@@ -143,6 +150,14 @@ def group_by_shape(requests, names):
         shapes = tuple(tuple(array_of(request, name).shape[1:]) for name in names)
         groups.setdefault(shapes, []).append(index)
     return list(groups.values())
+
+
+def import_file(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def array_of(request, name):

@@ -1,0 +1,140 @@
+"""The container's entry point, started as engines do: process 1 of a namespace, a /dev/shm of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serving_process import END_TIMEOUT_S, ServingProcess, wait_for
+from traffic import Traffic
+
+from diptych.serving import leftovers
+from diptych.serving.hardware import has_gpu
+from diptych_client import Answer, ModelNotReady
+
+IN_NAMESPACES = [
+    "unshare",
+    "--pid",
+    "--mount",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+    "--propagation",
+    "private",
+]
+PORTS = ["--host", "127.0.0.1", *(f"--{wire}-port=0" for wire in ("http", "grpc", "metrics"))]
+
+
+def command_of(*options: str, shm_mib: int = 256) -> list[str]:
+    """What the image's ENTRYPOINT runs; the repository is to be its last argument."""
+    entry = [sys.executable, "-m", "diptych.serving.container", *PORTS, *options, "--repository"]
+    mount = f'mount -t tmpfs -o size={shm_mib}m tmpfs /dev/shm && exec "$@"'
+    return [*IN_NAMESPACES, "sh", "-c", mount, "sh", *entry]
+
+
+class Container(ServingProcess):
+    """Signals go to process 1 inside, past `unshare`."""
+
+    def first_process(self) -> int:
+        (child,) = leftovers.children_of(self.process.pid)
+        return child.pid
+
+    def triton_pid(self) -> int:
+        children = [child.pid for child in leftovers.children_of(self.first_process()) if not child.is_zombie]
+        (pid,) = (pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == "tritonserver\n")
+        return pid
+
+    def probe(self, *options: str) -> subprocess.CompletedProcess[str]:
+        """The image's HEALTHCHECK."""
+        ports = [
+            f"--{wire.lower()}-port={self.url(wire).split(':')[2].split('/')[0]}"
+            for wire in ("HTTP", "metrics")
+        ]
+        command = [sys.executable, "-m", "diptych.serving.healthcheck", "--timeout=30", *ports, *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def container(exported_repository: Path) -> Iterator[Container]:
+    started = Container(exported_repository, command=command_of())
+    try:
+        started.wait_until_ready()
+        yield started
+    finally:
+        started.close()
+
+
+def workspaces(container: Container) -> list[Path]:
+    namespace = os.readlink(f"/proc/{container.first_process()}/ns/pid").strip("pid:[]")
+    return leftovers.files_of(f"diptych-{namespace}-1-")
+
+
+def test_it_is_well_reaps_orphans_drains_on_sigterm_and_leaves_nothing(container: Container) -> None:
+    first = container.first_process()
+    for options in ((), ("--ready",)):
+        assert container.probe(*options).returncode == 0
+    orphan = "sleep 0.5 & echo $!"
+    subprocess.run(["nsenter", f"--target={first}", "--pid", "--mount", "sh", "-c", orphan], check=True)
+    assert wait_for(lambda: len(leftovers.children_of(first)) == 1)  # the server alone
+    left = workspaces(container)
+    assert len(left) == 1
+    with Traffic([container.url("gRPC"), container.url("HTTP")], stops_at=ModelNotReady) as traffic:
+        assert traffic.wait_for_answers(50)
+        os.kill(first, signal.SIGTERM)
+        assert container.process.wait(END_TIMEOUT_S) == 0
+    assert traffic.broken == []
+    assert traffic.kinds().keys() == {Answer, ModelNotReady}
+    assert not any(path.exists() for path in left)
+    assert "not alive: " in container.probe().stderr
+    assert "not ready: " in container.probe("--ready").stderr
+
+
+def test_a_dead_stub_ends_it_so_that_the_orchestrator_starts_it_again(container: Container) -> None:
+    os.kill(container.stub_pid("preprocess"), signal.SIGKILL)
+    assert container.process.wait(END_TIMEOUT_S) == 1
+    assert "tritonserver is not well: " in container.output()
+    assert "Not restarting here" in container.output()
+
+
+def refusal(repository: Path, *options: str, shm_mib: int = 256) -> str:
+    command = [*command_of(*options, shm_mib=shm_mib), str(repository)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1, ended
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
+
+
+def test_a_half_copied_model_is_refused_before_anything_starts(
+    exported_repository: Path, tmp_path: Path
+) -> None:
+    repository = shutil.copytree(exported_repository, tmp_path / "models")
+    model = repository / "image_encoder/1/model.pt"
+    subprocess.run([*command_of("--check-only"), repository], check=True)
+    model.write_bytes(model.read_bytes()[: model.stat().st_size // 2])
+    for options in ((), ("--check-only",)):
+        assert "image_encoder/1/model.pt: its SHA-256 is not the one in the manifest" in refusal(
+            repository, *options
+        )
+    model.unlink()
+    assert "image_encoder/1/model.pt: missing, though version 1 was exported with it" in refusal(repository)
+
+
+def test_a_dev_shm_that_a_full_batch_does_not_fit_is_refused_with_the_way_out(
+    exported_repository: Path,
+) -> None:
+    words = refusal(exported_repository, shm_mib=4)
+    assert "/dev/shm: 4 MiB are free, and this repository's batches need " in words
+    assert "docker run --shm-size=1g" in words
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU, which is what is not to be there")
+def test_a_required_gpu_that_is_not_there_is_said(exported_repository: Path) -> None:
+    assert "--gpu required: no NVIDIA driver in this container" in refusal(
+        exported_repository, "--gpu=required"
+    )

@@ -1,0 +1,98 @@
+"""The key without which a server's administrative API stays closed, and where its neighbours find it.
+
+Whoever may load models may run code, so that API never opens to everybody who reaches the port. Each start
+makes a key of its own unless one is given. `diptych release` on the same machine and as the same user reads
+it from the server's workspace, which only that user may enter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from diptych.errors import UserError
+from diptych.serving import leftovers
+
+ENVIRONMENT = "DIPTYCH_ADMIN_KEY"
+KEY_FILE = "admin_key.json"
+HEADER = "x-diptych-admin-key"
+# Triton's own, which it puts before the name of a restricted protocol's header.
+GRPC_PREFIX = "triton-grpc-protocol-"
+# Those that change what runs or hold what others sent. Left open: inference, health and metadata, which every
+# caller needs, and model-config and statistics, which say no more than the metrics do.
+CLOSED = ("model-repository", "shared-memory", "trace", "logging")
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdminKey:
+    """header  as HTTP sends it, in lower case; gRPC puts Triton's prefix before it"""
+
+    header: str
+    value: str = dataclasses.field(repr=False)
+
+    @classmethod
+    def random(cls) -> AdminKey:
+        return cls(HEADER, secrets.token_urlsafe(32))
+
+    @classmethod
+    def parse(cls, text: str) -> AdminKey:
+        """From HEADER=VALUE, Triton's prefix or not. Raises UserError, which never repeats the value."""
+        header, _, value = text.partition("=")
+        header = header.lower().removeprefix(GRPC_PREFIX)
+        if not re.fullmatch(r"[a-z0-9-]+", header) or not re.fullmatch(r"[!-~]{16,}", value):
+            raise UserError(
+                f"{ENVIRONMENT}: expected HEADER=VALUE, the header of letters, digits and '-', the value of 16 or "
+                f"more printable characters without spaces, such as {HEADER}=$(openssl rand -hex 32)"
+            )
+        return cls(header, value)
+
+    @classmethod
+    def from_environment(cls) -> AdminKey:
+        """The given one, or a new one."""
+        given = os.environ.get(ENVIRONMENT)
+        return cls.parse(given) if given else cls.random()
+
+    @property
+    def grpc_headers(self) -> dict[str, str]:
+        return {GRPC_PREFIX + self.header: self.value}
+
+    @property
+    def http_headers(self) -> dict[str, str]:
+        return {self.header: self.value}
+
+    @property
+    def options(self) -> list[str]:
+        """tritonserver's. It takes them as flags alone: whoever may list this machine's processes reads them."""
+        restriction = f"{','.join(CLOSED)}:{self.header}={self.value}"
+        return [f"--grpc-restricted-protocol={restriction}", f"--http-restricted-api={restriction}"]
+
+    def save(self, workspace: Path, host: str, grpc_port: int) -> Path:
+        """Leave it in the server's workspace, for `find_admin_key`."""
+        path = workspace / KEY_FILE
+        content = {"host": host, "grpc_port": grpc_port, "key": f"{self.header}={self.value}"}
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            json.dump(content, file)
+        return path
+
+
+def find_admin_key(address: str) -> AdminKey | None:
+    """That of this user's server which listens on HOST:PORT of this machine, if there is one."""
+    host, _, port = address.rpartition(":")
+    for saved in _saved_keys():
+        if str(saved["grpc_port"]) == port and host in (*LOOPBACK, saved["host"]):
+            return AdminKey.parse(saved["key"])
+    return None
+
+
+def _saved_keys() -> Iterable[dict[str, str]]:
+    """The newest first: a server that was killed may have had the same port."""
+    paths = [path / KEY_FILE for path in leftovers.files_of("diptych-")]
+    ours = [path for path in paths if path.is_file() and path.stat().st_uid == os.geteuid()]
+    for path in sorted(ours, key=lambda path: path.stat().st_mtime, reverse=True):
+        yield json.loads(path.read_text("utf-8"))

@@ -1,0 +1,70 @@
+"""A probe for orchestrators: `python3 -m diptych.serving.healthcheck`. Status 0: well; 1: not, and why.
+
+Liveness, the default: an inference is answered, or the server is merely busy or draining. A probe has no
+memory: where the question gets no answer, it looks whether others got theirs meanwhile, and calls that busy.
+Readiness, --ready: the ensemble is loaded and no question shows it broken. Where only HTTP can be probed,
+GET /v2/models/classifier/ready is the URL; /v2/health/ready says 200 also when the ensemble is unloaded.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import sys
+
+from diptych.release.repository import ENSEMBLE
+from diptych.serving.ports import HTTP_PORT, METRICS_PORT
+from diptych.serving.probe import Kind, ask, request
+from diptych.serving.vitals import count_successes
+
+TIMEOUT_S = 10.0
+
+
+def find_fault(
+    host: str, http_port: int, metrics_port: int, *, timeout_s: float, must_be_ready: bool
+) -> str | None:
+    """What is wrong, in words; None where all is well."""
+    if must_be_ready and (words := _find_unreadiness(host, http_port, timeout_s)):
+        return words
+    before = count_successes(host, metrics_port, timeout_s)
+    reply = ask(host, http_port, timeout_s)
+    if reply.kind in (Kind.ANSWERED, Kind.NOT_THERE, Kind.BUSY):
+        return None
+    after = count_successes(host, metrics_port, timeout_s)
+    if reply.kind is Kind.SILENT and None not in (before, after) and before != after:
+        return None
+    return reply.words
+
+
+def _find_unreadiness(host: str, http_port: int, timeout_s: float) -> str | None:
+    path = f"/v2/models/{ENSEMBLE}/ready"
+    try:
+        status, body = request(host, http_port, "GET", path, timeout_s)
+    except (OSError, http.client.HTTPException) as error:
+        return f"{path}: {type(error).__name__}: {error}"
+    return None if status == http.client.OK else f"{path}: HTTP {status} {body.strip()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python3 -m diptych.serving.healthcheck")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--http-port", type=int, default=HTTP_PORT)
+    parser.add_argument("--metrics-port", type=int, default=METRICS_PORT)
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds to wait for the answer")
+    parser.add_argument("--ready", action="store_true", help="readiness rather than liveness")
+    options = parser.parse_args()
+    fault = find_fault(
+        options.host,
+        options.http_port,
+        options.metrics_port,
+        timeout_s=options.timeout,
+        must_be_ready=options.ready,
+    )
+    if fault:
+        sys.exit(f"not {'ready' if options.ready else 'alive'}: {fault}")
+
+
+if __name__ == "__main__":
+    main()

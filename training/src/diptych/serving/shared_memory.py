@@ -1,0 +1,59 @@
+"""Whether /dev/shm has room for what passes between tritonserver and the Python models' processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from diptych.errors import UserError
+from diptych.release.repository import CONFIG_FILE, loaded_versions, serving_version
+from diptych.serving.leftovers import SHARED_MEMORY
+
+MIB = 2**20
+# What each process takes when it starts.
+REGION_BYTES = MIB
+# Pictures as they come in, encoded; a photograph from a telephone has 3 MiB, most have a tenth of that.
+PICTURE_BYTES = MIB // 2
+INSTANCES = re.compile(r"^instance_group \[ \{ count: (\d+)", re.MULTILINE)
+MAX_BATCH = re.compile(r"^max_batch_size: (\d+)", re.MULTILINE)
+
+
+def require_shared_memory(repository: Path, python_steps: Sequence[str]) -> None:
+    """Refuse to start where the first full batch would not fit.
+
+    python_steps  those that run in processes of their own: all, or only `preprocess` beside native backends
+    """
+    needed = needed_bytes(repository, python_steps)
+    found = os.statvfs(SHARED_MEMORY)
+    free = found.f_bavail * found.f_frsize
+    if free < needed:
+        raise UserError(
+            f"{SHARED_MEMORY}: {free // MIB} MiB are free, and this repository's batches need "
+            f"{-(-needed // MIB)} MiB there, to pass between tritonserver and its models. Give it more: "
+            "docker run --shm-size=1g; in Kubernetes an emptyDir of medium Memory mounted there; elsewhere "
+            f"mount -o remount,size=1g {SHARED_MEMORY}. Or start fewer instances, or smaller batches."
+        )
+
+
+def needed_bytes(repository: Path, python_steps: Sequence[str]) -> int:
+    """One full batch in each process that may be at work."""
+    versions = len(loaded_versions(repository))
+    pixels = _pixel_bytes(repository)
+    per_row = {"preprocess": PICTURE_BYTES + pixels, "image_encoder": pixels}
+    total = 0
+    for step in python_steps:
+        config = (repository / step / CONFIG_FILE).read_text("utf-8")
+        num_processes = int(INSTANCES.findall(config)[0])
+        batch = int(MAX_BATCH.findall(config)[0]) * per_row.get(step, 0)
+        # Of several versions, one is at work; the others only wait.
+        total += num_processes * (versions * REGION_BYTES + batch)
+    return total
+
+
+def _pixel_bytes(repository: Path) -> int:
+    """Of one picture, three bytes to a pixel."""
+    path = repository / "preprocess" / str(serving_version(repository)) / "preprocessing.json"
+    return 3 * int(json.loads(path.read_text("utf-8"))["image_size_px"]) ** 2

@@ -1,0 +1,106 @@
+"""Judges from the outside whether a running tritonserver is well. It asks and reads; it ends nothing.
+
+What counts, and why:
+
+- A stub that is a zombie for longer than a moment is dead: tritonserver 2.51.0 does not wait for it, does not
+  start another, and says 200 on every health URL. This finds it even where another instance of the same model
+  still answers, so that the question would be answered by luck.
+- An answer that says so ("Stub process ... is not healthy") is proof, for stopped stubs too.
+- Any other error of the server's own to a question as plain as ours is proof when it is repeated: a GPU whose
+  context is lost answers so for ever.
+- A refusal (full queue, time over) and silence prove nothing: a busy server does the same. They become proof
+  when for a long time neither our question nor anybody else's was answered: then nothing moves in there.
+- That the ensemble is not loaded is somebody's decision: draining, or an administrator's. Not ours to undo.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import re
+import time
+from collections.abc import Callable
+
+from diptych.release.repository import ENSEMBLE
+from diptych.serving import leftovers
+from diptych.serving.probe import DEAD_STUB_WORDS, Kind, Reply, ask, request
+
+# Above the longest that an answer takes: a full queue of 256 on two cores is worked off in seconds, but each
+# one of those answers moves the counter. One batch of a large model on a slow CPU is what must fit.
+SILENCE_S = 30.0
+ASK_TIMEOUT_S = 5.0
+# A zombie for less is a model that was just unloaded: its stub has ended and Triton is about to ask after it.
+ZOMBIE_S = 2.0
+NUM_ERRORS = 3
+SUCCESSES = re.compile(
+    rf'^nv_inference_request_success\{{[^}}]*model="{ENSEMBLE}"[^}}]*\}} (\S+)', re.MULTILINE
+)
+
+
+@dataclasses.dataclass
+class Vitals:
+    """Of one server, from when it was ready.
+
+    pid, host, http_port, metrics_port  whom to look at
+    silence_s                           without a sign of life, after which nothing moves in there
+    """
+
+    pid: int
+    host: str
+    http_port: int
+    metrics_port: int
+    silence_s: float = SILENCE_S
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._life_s = self.clock()
+        self._successes: float | None = None
+        self._num_errors = 0
+        self._zombies_since_s: dict[int, float] = {}
+        self._models: dict[int, str] = {}
+
+    def find_dead_process(self) -> str | None:
+        """Cheap: reads /proc. Returns what has died, in words."""
+        now_s = self.clock()
+        children = leftovers.children_of(self.pid)
+        self._models |= {child.pid: child.model for child in children if child.model}
+        zombies = [child.pid for child in children if child.is_zombie]
+        self._zombies_since_s = {pid: self._zombies_since_s.get(pid, now_s) for pid in zombies}
+        for pid, since_s in self._zombies_since_s.items():
+            if now_s - since_s >= ZOMBIE_S:
+                return f"the process of {self._models.get(pid, 'a model')} died (process {pid})"
+        return None
+
+    def find_fault(self) -> str | None:
+        """Asks the ensemble, for up to ASK_TIMEOUT_S. Returns what is wrong, in words."""
+        reply = ask(self.host, self.http_port, ASK_TIMEOUT_S)
+        return self.judge(reply, count_successes(self.host, self.metrics_port, ASK_TIMEOUT_S))
+
+    def judge(self, reply: Reply, successes: float | None) -> str | None:
+        """What a reply means, given how many requests of anybody's were answered (None: not to be had)."""
+        now_s = self.clock()
+        has_moved = None not in (successes, self._successes) and successes != self._successes
+        if successes is not None:
+            self._successes = successes
+        if reply.kind is Kind.BROKEN:
+            self._num_errors += 1
+            if DEAD_STUB_WORDS in reply.words:
+                return f"a model's process does not answer: {reply.words}"
+            if self._num_errors >= NUM_ERRORS:
+                return f"it answers {NUM_ERRORS} plain questions in a row with an error: {reply.words}"
+        else:
+            self._num_errors = 0
+        if reply.kind not in (Kind.BUSY, Kind.SILENT) or has_moved:
+            self._life_s = now_s
+        elif now_s - self._life_s > self.silence_s:
+            return f"no request was answered for {now_s - self._life_s:.0f} s; the last try: {reply.words}"
+        return None
+
+
+def count_successes(host: str, metrics_port: int, timeout_s: float) -> float | None:
+    """How many requests the ensemble has answered, anybody's; None where the metrics are not to be had."""
+    try:
+        _, text = request(host, metrics_port, "GET", "/metrics", timeout_s)
+    except (OSError, http.client.HTTPException):
+        return None
+    return sum(map(float, SUCCESSES.findall(text)))
