@@ -10,7 +10,7 @@ import pytest
 from loadtest.release_show.picture import draw_show
 from loadtest.release_show.show import run_show
 from loadtest.release_show.spoiling import break_checksum, break_torchscript
-from loadtest.release_show.traffic import expect, find_strays
+from loadtest.release_show.traffic import Answered, expect, find_strays
 from raw_wire import Item
 from releasing import run_command
 
@@ -68,16 +68,14 @@ def test_the_show_notices_what_it_is_there_for(releases: Path, items: list[Item]
     with Client(f"local:{releases}", timeout_s=60) as client:
         image, text = items[0]
         good = client.classify(image=image, text=text.decode()).probabilities
-    (answer,) = [_answered(1, good)]
+    answer = answered(1, good)
     assert find_strays([answer], expected, 1e-5) == []
     reordered = dict(reversed(good.items()))
-    strays = [_answered(2, good), _answered(3, good), _answered(1, reordered)]
+    strays = [answered(2, good), answered(3, good), answered(1, reordered)]
     assert find_strays([answer, *strays], expected, 1e-5) == strays
 
 
-def _answered(version: int, probabilities: dict[str, float]):
-    from loadtest.release_show.traffic import Answered
-
+def answered(version: int, probabilities: dict[str, float]) -> Answered:
     return Answered(at_s=0.0, item=0, version=version, probabilities=probabilities)
 
 
