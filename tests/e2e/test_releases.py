@@ -1,4 +1,4 @@
-"""Releases on a running server: activate, roll back, shadow; what must fail leaves everything as it was."""
+"""Releases on a running server: activate, roll back, prune; what must fail leaves everything as it was."""
 
 from __future__ import annotations
 
@@ -29,11 +29,6 @@ from diptych.serving import Server
 from diptych_client import Client
 
 THINK_S = 0.05  # leaves the loading of models some of two cores
-KEY = "the-key-of-this-deployment"
-KEY_HEADER = (
-    "triton-grpc-protocol-admin-key"  # as Triton names what --grpc-restricted-protocol calls admin-key
-)
-NEW_LABELS = ["warm", "green", "frozen"]
 
 
 @pytest.fixture
