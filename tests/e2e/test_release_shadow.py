@@ -24,9 +24,10 @@ from diptych.release.lock import only_one
 from diptych.release.shadow import shadow
 from diptych.run import Run
 from diptych.serving import Server
+from diptych.serving.admin_key import AdminKey
+from diptych.serving.tls import ServerTls
 
-KEY = "the-key-of-this-deployment"
-KEY_HEADER = "triton-grpc-protocol-admin-key"  # as Triton names what the restriction below calls admin-key
+KEY = AdminKey("x-admin-key", "the-key-of-this-deployment")
 
 
 @pytest.fixture
@@ -41,39 +42,24 @@ def running(repository: Path) -> Iterator[Server]:
         yield server
 
 
-class SecureServer(Server):
-    """Its gRPC port asks for a client's certificate, and for a key before models are loaded."""
-
-    directory: Path
-
-    def _options(self, *arguments: object) -> list[str]:
-        return [
-            *super()._options(*arguments),
-            "--grpc-use-ssl=1",
-            "--grpc-use-ssl-mutual=1",
-            f"--grpc-server-cert={self.directory / 'server.pem'}",
-            f"--grpc-server-key={self.directory / 'server.key'}",
-            f"--grpc-root-cert={self.directory / 'ca.pem'}",
-            f"--grpc-restricted-protocol=model-repository:admin-key={KEY}",
-        ]
-
-
 def test_over_tls_with_the_key_a_version_is_shadowed_activated_and_taken_back(
     repository: Path, tmp_path: Path
 ) -> None:
     directory = make_certificates(tmp_path / "certificates")
     table = make_catalogue(tmp_path / "items", 24, first_seed=4000)
     page = tmp_path / "shadow.html"
-    server = SecureServer(repository, http_port=0, grpc_port=0, metrics_port=0)
-    server.directory = directory
+    tls = ServerTls(
+        certificate=directory / "server.pem", key=directory / "server.key", client_ca=directory / "ca.pem"
+    )
+    server = Server(repository, http_port=0, grpc_port=0, metrics_port=0, tls=tls, admin_key=KEY)
     with server as running:
         running.wait_until_ready()
         url = f"grpcs://localhost:{running.ports.grpc}"
-        tls = ["--server", url, "--tls-ca", directory / "ca.pem"]
-        tls += ["--tls-cert", directory / "client.pem", "--tls-key", directory / "client.key"]
-        to_server = [*tls, "--key", f"{KEY_HEADER}={KEY}"]
+        secured = ["--server", url, "--tls-ca", directory / "ca.pem"]
+        secured += ["--tls-cert", directory / "client.pem", "--tls-key", directory / "client.key"]
+        to_server = [*secured, "--key", f"{KEY.header}={KEY.value}"]
         with pytest.raises(UserError, match="get_model_repository_index"):
-            run_command("list", repository, *tls)
+            run_command("list", repository, *secured, "--key", f"{KEY.header}=not-the-key-of-this-one")
         before = contents(repository)
         shadowed = run_command("shadow", repository, "3", "--catalogue", table, "--out", page, *to_server)
         assert contents(repository) == before
