@@ -145,7 +145,10 @@ def _stay(server: Server, silence_s: float) -> Fault:
     """Show what the server complains about, until it ends by itself or is not well."""
     began_s = time.monotonic()
     vitals = Vitals(
-        server.process.pid, server.http_contact, server.ports.http, server.ports.metrics, silence_s=silence_s
+        server.process.pid,
+        (server.http_contact, server.ports.http),
+        (server.contact, server.ports.metrics),
+        silence_s=silence_s,
     )
     with server.log.open(encoding="utf-8", errors="replace") as log, Watch(vitals) as watch:
         log.seek(0, 2)
