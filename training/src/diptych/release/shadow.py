@@ -24,9 +24,9 @@ from diptych.release.repository import (
     loaded_versions,
     read_manifest,
     serving_version,
-    verify_checksums,
     write_loaded,
 )
+from diptych.serving.verification import verify_version
 
 Ask = Callable[[int, bytes, bytes], NDArray[np.float32]]
 
@@ -61,7 +61,7 @@ def shadow(
         serving = serving_version(repository)
         if version == serving:
             raise UserError(f"{repository}: version {version} serves already; name another")
-        verify_checksums(repository, read_manifest(repository, version))
+        verify_version(repository, version)
         require_same_repository(repository, control)
         with _loaded_beside(repository, version, control):
             old = _ask_all(repository, serving, control.ask_ensemble, items, concurrency)
