@@ -19,7 +19,7 @@ PROFILE ?= $(if $(wildcard /dev/nvidiactl),gpu,cpu)
 COMPOSE := docker compose --file docker/compose.yaml
 
 .PHONY: help setup demo test check check-client lint format serve loadtest bench bench-gpu overhead \
-	lint-kubernetes images up down prove-images clean
+	lint-kubernetes kubernetes-rules images up down prove-images clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,7 +31,7 @@ $(SETUP): training/pyproject.toml training/constraints.txt client/pyproject.toml
 		{ echo "Diptych needs Python 3.10 to 3.12, found $$($(PYTHON) --version). Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "Debian and Ubuntu keep venv apart: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on \
-		--constraint training/constraints.txt --editable 'client[local,score,demo]' --editable 'training[quickstart,embedded,loadtest,bench,dev,operations]'
+		--constraint training/constraints.txt --editable 'client[local,score,demo,tracing]' --editable 'training[quickstart,embedded,loadtest,bench,dev,operations]'
 	@touch $@
 
 $(DATA): | $(SETUP)
@@ -100,6 +100,9 @@ $(KUBERNETES_TOOLS)/.complete: $(KUBERNETES_LINT)/requirements.txt
 	$(KUBERNETES_TOOLS)/bin/pip install --disable-pip-version-check --quiet --no-deps kserve==0.21.0
 	@touch $@
 
+kubernetes-rules: $(SETUP) ## docker/prometheus/rules once more, as the Prometheus operator wants them
+	@$(BIN)/python docker/kubernetes/components/monitoring/generate.py
+
 lint-kubernetes: $(KUBERNETES_TOOLS)/.complete ## policies and custom resources of docker/kubernetes; the schemas are in `make test`
 	@mkdir -p build/kubernetes/rendered
 	@for overlay in cpu gpu kserve; do \
@@ -123,7 +126,8 @@ down: ## stop them, the server in good order
 	@$(COMPOSE) --profile '*' down
 
 prove-images: $(EXPORTED) ## build and run the images without Docker or NVIDIA's base (root, Debian 12)
-	@docker/prove/prove.sh $(REPOSITORY)
+	@docker/prove/images.sh $(REPOSITORY)
+	@docker/prove/compose.sh $(REPOSITORY)
 
 clean: ## remove what was made, except .venv and the data
 	rm -rf build runs prediction.png

@@ -1,4 +1,4 @@
-"""Calls a server without pause until it stops: run by prove.sh in the client's image.
+"""Calls a server without pause until it stops: run by images.sh in the client's image.
 
 Exits with 0 where every call was answered, or refused so that a client goes elsewhere or tries again.
 """

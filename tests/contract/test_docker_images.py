@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 from docker.utils.build import exclude_paths
+from image_layout import DOCKER, ROOT, SERVING, copied, lay_out
 
-ROOT = Path(__file__).parents[2]
-DOCKER = ROOT / "docker"
 DOCKERFILES = sorted(DOCKER.rglob("*Dockerfile"))
-SERVING = DOCKER / "Dockerfile"
 TOOLS = Path(sys.executable).parent
 
 
@@ -26,23 +24,6 @@ def context() -> set[str]:
         if line.strip() and not line.startswith("#")
     ]
     return {path for path in exclude_paths(str(ROOT), rules) if (ROOT / path).is_file()}
-
-
-def copied(dockerfile: Path) -> list[tuple[list[str], str]]:
-    """(sources, target) of each COPY from the build context."""
-    lines = re.findall(r"^COPY (?!--from)(?:--\S+ )*(.+)$", dockerfile.read_text(), re.MULTILINE)
-    return [(words[:-1], words[-1]) for words in map(str.split, lines)]
-
-
-def lay_out(dockerfile: Path, root: Path) -> None:
-    """Copy as the Dockerfile does, into a directory that stands for the image's root."""
-    for sources, target in copied(dockerfile):
-        for source in sources:
-            to = root / target.lstrip("/")
-            is_file = (ROOT / source).is_file()
-            to = to / Path(source).name if is_file and target.endswith("/") else to
-            to.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["cp", "-rT", ROOT / source, to], check=True)
 
 
 def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -58,7 +39,7 @@ def test_hadolint_has_nothing_to_say(dockerfile):
 
 
 def test_the_scripts_pass_shellcheck():
-    found = run(TOOLS / "shellcheck", *DOCKER.rglob("*.sh"))
+    found = run(TOOLS / "shellcheck", "--external-sources", *DOCKER.rglob("*.sh"), cwd=ROOT)
     assert found.returncode == 0, found.stdout
 
 

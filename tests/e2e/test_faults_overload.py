@@ -35,11 +35,11 @@ class SlowImageEncoder(TinyImageEncoder):
     """Tens of milliseconds a batch, as a real one."""
 
     def forward(self, pixel_values: Tensor, image_present: Tensor) -> Tensor:
-        busy = torch.ones(256, 256)
+        colour = pixel_values.float().mean(dim=[2, 3]) / 255
+        busy = torch.ones(256, 256) * (1 + colour.mean())  # of an input, or freezing would work it out
         for _ in range(40):
             busy = torch.mm(busy, busy).clamp(0.0, 1.0)
-        colour = pixel_values.float().mean(dim=[2, 3]) / 255 + busy.mean() * 0
-        features = colour.repeat(1, 171)[:, :512]
+        features = (colour + 0 * busy.mean()).repeat(1, 171)[:, :512]
         return torch.where(image_present, features, torch.zeros_like(features))
 
 

@@ -22,6 +22,7 @@ from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, Ports
 from diptych.serving.probe import ENSEMBLE, is_answering
 from diptych.serving.shared_memory import require_shared_memory
 from diptych.serving.tls import ServerTls
+from diptych.serving.tracing import Tracing
 from diptych.serving.triton_log import explain_failure, find_dead_stub
 from diptych.serving.workspace import Workspace
 
@@ -57,11 +58,13 @@ class Server:
         settings: Settings | None = None,
         admin_key: AdminKey | None = None,
         tls: ServerTls | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """admin_key  what opens the administrative API; default: a new one, which the workspace keeps"""
         self.settings = settings
         self.admin_key = admin_key or AdminKey.random()
         self.tls = tls
+        self.tracing = tracing
         self.repository = repository
         self.host = host
         self.ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
@@ -83,6 +86,7 @@ class Server:
             settings=self.settings,
             admin_key=self.admin_key,
             tls=self.tls,
+            tracing=self.tracing,
         )
 
     @property
@@ -126,7 +130,7 @@ class Server:
         self.stop()
 
     def _start(self) -> None:
-        _require_repository(self.repository)
+        require_repository(self.repository)
         require_hardware(self.repository)
         installation = find_installation(self._tritonserver)
         leftovers.sweep_dead()
@@ -168,6 +172,7 @@ class Server:
             "--metrics-config=summary_latencies=true",
             *self.admin_key.options,
             *(self.tls.options if self.tls else []),
+            *(self.tracing.options if self.tracing else []),
             f"--backend-config=python,{leftovers.REGION_OPTION}={self._prefix}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
         ]
@@ -220,7 +225,7 @@ class Server:
         return status
 
 
-def _require_repository(repository: Path) -> None:
+def require_repository(repository: Path) -> None:
     config = repository / ENSEMBLE / "config.pbtxt"
     if not config.is_file():
         raise UserError(

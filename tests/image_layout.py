@@ -1,0 +1,28 @@
+"""What a Dockerfile of ours copies, without an engine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DOCKER = ROOT / "docker"
+SERVING = DOCKER / "Dockerfile"
+
+
+def copied(dockerfile: Path) -> list[tuple[list[str], str]]:
+    """(sources, target) of each COPY from the build context."""
+    lines = re.findall(r"^COPY (?!--from)(?:--\S+ )*(.+)$", dockerfile.read_text(), re.MULTILINE)
+    return [(words[:-1], words[-1]) for words in map(str.split, lines)]
+
+
+def lay_out(dockerfile: Path, root: Path) -> None:
+    """Copy as the Dockerfile does, into a directory that stands for the image's root."""
+    for sources, target in copied(dockerfile):
+        for source in sources:
+            to = root / target.lstrip("/")
+            if (ROOT / source).is_file() and target.endswith("/"):
+                to /= Path(source).name
+            to.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["cp", "-rT", ROOT / source, to], check=True)
