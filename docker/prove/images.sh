@@ -41,8 +41,8 @@ build_images() {
             engine import --quiet - "$debian"
     fi
     say "The stand-in for NVIDIA's image"
-    build --build-context "site-packages=$packages" --build-context "backends=training/src/diptych/serving/backends" \
-        --build-arg "DEBIAN_IMAGE=$debian" --tag "$triton" --file docker/prove/standin.Dockerfile docker/prove
+    build --build-context "site-packages=$packages" --build-arg "DEBIAN_IMAGE=$debian" \
+        --tag "$triton" --file docker/prove/standin.Dockerfile docker/prove
     say "docker/Dockerfile on it"
     build_serving
     say "docker/client.Dockerfile"
