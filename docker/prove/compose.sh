@@ -15,9 +15,11 @@ export DIPTYCH_REPOSITORY DIPTYCH_CATALOGUE DIPTYCH_TAG=proof
 services=(serving-cpu demo locust-master locust-worker)
 standin=$store/standin.compose.yaml
 
-# PyTorch for the stand-in's backend.
+# podman's name for logs that rotate, and PyTorch for the stand-in's backend.
 {
-    printf 'services:\n  serving-cpu:\n    volumes:\n'
+    printf 'services:\n'
+    for service in "${services[@]:1}"; do printf '  %s:\n    logging: {driver: k8s-file}\n' "$service"; done
+    printf '  serving-cpu:\n    logging: {driver: k8s-file}\n    volumes:\n'
     for part in "${torch_parts[@]}"; do printf '      - %s:/opt/torch/%s:ro\n' "$packages/$part" "$part"; done
 } > "$standin"
 
