@@ -18,8 +18,8 @@ export DIPTYCH_TAG ?= 0.1.0
 PROFILE ?= $(if $(wildcard /dev/nvidiactl),gpu,cpu)
 COMPOSE := docker compose --file docker/compose.yaml
 
-.PHONY: help setup demo test check lint format serve loadtest bench bench-gpu overhead \
-	lint-kubernetes images up down prove-images clean
+.PHONY: help setup demo test check check-client lint format serve loadtest bench bench-gpu overhead \
+	lint-kubernetes kubernetes-rules images up down prove-images clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,7 +31,7 @@ $(SETUP): training/pyproject.toml training/constraints.txt client/pyproject.toml
 		{ echo "Diptych needs Python 3.10 to 3.12, found $$($(PYTHON) --version). Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "Debian and Ubuntu keep venv apart: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on \
-		--constraint training/constraints.txt --editable 'client[local,score,demo]' --editable 'training[quickstart,embedded,loadtest,bench,dev,operations]'
+		--constraint training/constraints.txt --editable 'client[local,score,demo,tracing]' --editable 'training[quickstart,embedded,loadtest,bench,dev,operations]'
 	@touch $@
 
 $(DATA): | $(SETUP)
@@ -54,6 +54,16 @@ test: $(SETUP) ## all tests, those against the real tritonserver included
 
 check: lint ## ruff, mypy, unit and contract tests
 	@$(BIN)/python -m pytest tests/unit tests/contract
+
+# The client promises more Pythons and NumPys than the rest. Its tests need no server and no other package here.
+CLIENT_TESTS = $(filter-out %_wheel.py, $(wildcard tests/unit/test_client_*.py))
+CLIENT_CHECK = build/client-check-$(notdir $(PYTHON))
+check-client: ## the client's unit tests by themselves on another Python: make check-client PYTHON=python3.9
+	@$(PYTHON) -m venv --clear $(CLIENT_CHECK)
+	@$(CLIENT_CHECK)/bin/pip install --disable-pip-version-check --quiet ./client pytest
+	@$(CLIENT_CHECK)/bin/python -c 'import sys, numpy; print("Python", *sys.version.split()[:1], "with NumPy", numpy.__version__)'
+	@$(CLIENT_CHECK)/bin/python -m pytest -q -c /dev/null --rootdir tests/unit --import-mode importlib \
+		--noconftest -p no:cacheprovider -o pythonpath=tests/unit $(CLIENT_TESTS)
 
 lint: $(SETUP) ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -89,6 +99,9 @@ $(KUBERNETES_TOOLS)/.complete: $(KUBERNETES_LINT)/requirements.txt
 	$(KUBERNETES_TOOLS)/bin/pip install --disable-pip-version-check --quiet --requirement $<
 	$(KUBERNETES_TOOLS)/bin/pip install --disable-pip-version-check --quiet --no-deps kserve==0.21.0
 	@touch $@
+
+kubernetes-rules: $(SETUP) ## docker/prometheus/rules once more, as the Prometheus operator wants them
+	@$(BIN)/python docker/kubernetes/components/monitoring/generate.py
 
 lint-kubernetes: $(KUBERNETES_TOOLS)/.complete ## policies and custom resources of docker/kubernetes; the schemas are in `make test`
 	@mkdir -p build/kubernetes/rendered

@@ -116,7 +116,7 @@ def hostile_items() -> list[HostileItem]:
     photo = encode(Image.effect_noise((90, 60), 80).convert("RGB"), "JPEG")
     words = b"Not a picture at all: a text file that someone has renamed to photo.jpg.\n"
     picture = r"a whole JPEG, PNG, WebP, GIF or BMP file"
-    pixels = r"at most 64,000,000 pixels"
+    pixels = r"at most 64,000,000 pixels in a JPEG, 4,194,304 in other formats"
     return [
         HostileItem(
             name="truncated JPEG",
@@ -146,7 +146,7 @@ def hostile_items() -> list[HostileItem]:
         HostileItem(
             name="81-megapixel PNG",
             image=black_png(9_000, 9_000),
-            message=rf"preprocess: image: found 9000 x 9000 pixels; accepted: {pixels}",
+            message=rf"preprocess: image: found 9000 x 9000 pixels in a PNG; accepted: {pixels}",
         ),
         HostileItem(
             name="21 megabytes of image",

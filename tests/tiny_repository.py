@@ -4,6 +4,7 @@ Not trained, but not constant either: each class's score depends on the picture 
 """
 
 import contextlib
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from diptych import metering, preprocessing
+from diptych.release.repository import MANIFEST_FILE, sha256
 
 SOURCE = Path(__file__).parents[1] / "model_repository"
 LABELS = ["animals", "food", "tools"]
@@ -74,7 +76,17 @@ def build_tiny_repository(to: Path) -> Path:
     torch.manual_seed(0)
     for name, model_type in MODELS.items():
         script_to(to / name / "1/model.pt", model_type())
+    write_manifest(to)
     return to
+
+
+def write_manifest(repository: Path) -> None:
+    """Version 1's, as far as serving reads it: the checksums of all that is there now."""
+    path = repository / "classifier/1" / MANIFEST_FILE
+    path.unlink(missing_ok=True)
+    files = sorted(file for file in repository.rglob("*") if file.is_file())
+    checksums = {str(file.relative_to(repository)): sha256(file) for file in files}
+    path.write_text(json.dumps({"version": 1, "labels": LABELS, "sha256": checksums}))
 
 
 def script_to(path: Path, model: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """Triton's last step: counts the answers by label, and passes them on as they are.
 
 `diptych export` copies this file into each version directory, beside metering.py and that version's
-labels.txt. It knows Triton and the names of the labels; what it counts ends in metrics, which hold labels and numbers and nothing of a caller's.
+labels.txt. It knows Triton and the names of the labels; what it counts ends in metrics, which hold labels and
+numbers and nothing of a caller's.
 """
 
 import importlib.util

@@ -1,9 +1,10 @@
-"""Rules, dashboard and runbook: what Prometheus itself says of them, and that none names what is not there."""
+"""Rules, dashboard and runbook: what Prometheus says of them, and that they name one another rightly."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,7 +25,8 @@ ALERTS = [
 
 
 def promtool(*arguments: str | Path) -> None:
-    """Debian's package `prometheus` has it."""
+    if not shutil.which("promtool"):
+        pytest.skip("no promtool (apt-get install prometheus)")
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

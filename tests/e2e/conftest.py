@@ -1,4 +1,4 @@
-"""One real tritonserver over the tiny trained model, for all tests that only ask it things."""
+"""One real tritonserver over the tiny trained model, for tests that only ask it; what releases start from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from loadtest.release_show.__main__ import export_versions
 from raw_wire import Item
 
 from diptych.run import Run
@@ -29,3 +30,9 @@ def items(tiny_run: Run) -> list[Item]:
     texts = [f"a {word} number {number}".encode() for number, word in enumerate(9 * ["snow", "leaf", "lamp"])]
     both = list(zip(pictures, texts, strict=False))
     return [*both, *((image, b"") for image, _ in both), *((b"", text) for _, text in both)]
+
+
+@pytest.fixture(scope="session")
+def releases(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three versions whose answers differ; version 1 serves."""
+    return export_versions(tiny_run, tmp_path_factory.mktemp("releases") / "model_repository", num_versions=3)

@@ -159,7 +159,8 @@ def test_with_tls_from_two_flags_http_stays_on_loopback(
         assert process.stdout
         printed = ""
         while "releases" not in printed:
-            assert (line := process.stdout.readline()), "serve ended before it was ready"
+            line = process.stdout.readline()
+            assert line, "serve ended before it was ready"
             printed += line
         grpc_port, http_port = (
             re.search(rf"{wire}://127.0.0.1:(\d+)", printed)[1] for wire in ("grpcs", "http")

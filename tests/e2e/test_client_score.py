@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -207,6 +208,50 @@ def test_an_output_that_exists_is_not_overwritten(
     assert score(server, table, out) == 2
     assert "scores.parquet, which exists; accepted: a new file" in capsys.readouterr().err
     assert out.read_text() == "last month's"
+
+
+def test_two_jobs_do_not_write_one_output(server: Server, table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.parquet"
+    refusals: list[str] = []
+    with Client(server.grpc_url, timeout_s=30) as client:
+
+        def start_another(num_done: int, _: int) -> None:
+            if num_done == 7:
+                with pytest.raises(InvalidInput) as refused:
+                    score_table(client, table, out)
+                refusals.append(refused.value.message)
+
+        summary = score_table(client, table, out, on_progress=start_another)
+    assert refusals == [
+        f"--out: found {out}, which another job is writing; accepted: another file, or none but that job"
+    ]
+    assert (summary.num_scored, summary.num_failed) == (39, 1)
+    assert sorted(path.name for path in tmp_path.glob("scores*")) == ["scores.errors.csv", "scores.parquet"]
+
+
+class RelabelledClient(Client):
+    """A release with other labels comes after twenty answers."""
+
+    def classify(self, *args: object, **kwargs: object) -> Answer:
+        self.num_answers = getattr(self, "num_answers", 0) + 1
+        answer = super().classify(*args, **kwargs)
+        if self.num_answers <= 20:
+            return answer
+        renamed = {f"new {label}": value for label, value in answer.probabilities.items()}
+        return dataclasses.replace(answer, probabilities=renamed, model_version="2")
+
+
+def test_other_labels_in_mid_job_stop_it(server: Server, table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.parquet"
+    with (
+        RelabelledClient(server.grpc_url, timeout_s=30) as client,
+        pytest.raises(
+            InvalidInput,
+            match=r"answers of version 2 with the labels new cold, .*began with: cold, green, warm",
+        ),
+    ):
+        score_table(client, table, out, concurrency=1)
+    assert [int(part.stem) for part in parts_of(out).glob("*.parquet")] == [20]
 
 
 def test_checkpoints_of_another_table_are_not_gone_on_from(

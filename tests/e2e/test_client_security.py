@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trustme
+from certificates import make_certificates
 from tiny_repository import LABELS, build_tiny_repository
 
 from diptych.serving import Server
@@ -30,17 +30,7 @@ class SecureServer(Server):
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("certificates")
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(directory / "ca.pem")
-    trustme.CA().cert_pem.write_to_path(directory / "stranger.pem")
-    for name, certificate in (
-        ("server", authority.issue_cert("localhost")),
-        ("client", authority.issue_cert("client@diptych.test")),
-    ):
-        certificate.private_key_pem.write_to_path(directory / f"{name}.key")
-        certificate.cert_chain_pems[0].write_to_path(directory / f"{name}.pem")
-    return directory
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="module")

@@ -1,57 +1,34 @@
-"""Releases on a running server under load: activate, roll back, and activations that must fail."""
+"""Releases on a running server: activate, roll back, prune; what must fail leaves everything as it was."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import json
 import shutil
-import threading
-import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
+from loadtest.release_show.picture import draw_show
+from loadtest.release_show.show import run_show
+from loadtest.release_show.spoiling import break_checksum, break_torchscript
+from loadtest.release_show.traffic import Answered, expect, find_strays
 from raw_wire import Item
-from typer.testing import CliRunner
+from releasing import run_command
 
-from diptych.cli import app
 from diptych.errors import UserError
-from diptych.export.repository import export
-from diptych.release.activation import activate
-from diptych.release.asking import ask_files
+from diptych.release.activation import activate, activate_files
 from diptych.release.control import Control
+from diptych.release.lock import only_one
 from diptych.release.repository import (
     held_versions,
     loaded_versions,
-    previous_version,
+    prune,
     serving_version,
-    sha256,
+    write_loaded,
 )
-from diptych.run import Run
 from diptych.serving import Server
 from diptych_client import Client
 
-NUM_CLIENTS = 8
 THINK_S = 0.05  # leaves the loading of models some of two cores
-
-
-@pytest.fixture(scope="module")
-def releases(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three versions whose answers differ; version 1 serves."""
-    repository = tmp_path_factory.mktemp("releases") / "model_repository"
-    for version in (1, 2, 3):
-        run = dataclasses.replace(tiny_run, model=_shifted(tiny_run, 0.2 * version))
-        assert export(run, repository)[0] == version
-    return repository
-
-
-def _shifted(run: Run, bias: float):
-    model = copy.deepcopy(run.model)
-    model.fusion_head.classifier.bias.data[0] += bias
-    return model
 
 
 @pytest.fixture
@@ -66,120 +43,70 @@ def running(repository: Path) -> Iterator[Server]:
         yield server
 
 
-class Traffic:
-    """Eight clients that ask one item after the other and keep every answer."""
-
-    def __init__(self, server: Server, items: list[Item]) -> None:
-        self._server, self._items = server, items
-        self._stop = threading.Event()
-        self.answers: list[tuple[int, int, dict[str, float]]] = []
-        self.errors: list[Exception] = []
-        self._threads = [threading.Thread(target=self._ask, args=(index,)) for index in range(NUM_CLIENTS)]
-
-    def __enter__(self) -> Traffic:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, index: int) -> None:
-        with Client(self._server.grpc_url, timeout_s=60) as client:
-            while not self._stop.is_set():
-                index = (index + 1) % len(self._items)
-                image, text = self._items[index]
-                try:
-                    answer = client.classify(image=image or None, text=text.decode())
-                except Exception as error:
-                    self.errors.append(error)
-                else:
-                    self.answers.append((index, int(answer.model_version), answer.probabilities))
-                time.sleep(THINK_S)
-
-
-def _configs(repository: Path) -> dict[str, str]:
-    return {path.parent.name: path.read_text() for path in repository.glob("*/config.pbtxt")}
-
-
-def _spoil_torchscript(repository: Path) -> None:
-    """A file that is whole, says its manifest, and that no libtorch reads."""
-    path = repository / "fusion_head/3/model.pt"
-    path.write_bytes(path.read_bytes()[:1000])
-    manifest = repository / "classifier/3/manifest.json"
-    tree = json.loads(manifest.read_text())
-    tree["sha256"]["fusion_head/3/model.pt"] = sha256(path)
-    manifest.write_text(json.dumps(tree))
-
-
-def _spoil_checksum(repository: Path) -> None:
-    with (repository / "image_encoder/3/model.pt").open("ab") as file:
-        file.write(b"\0")
-
-
-def _spoil_golden(repository: Path) -> None:
-    path = repository / "classifier/3/golden.json"
-    golden = json.loads(path.read_text())
-    golden["requests"][4]["probabilities"].reverse()
-    path.write_text(json.dumps(golden))
-    manifest = repository / "classifier/3/manifest.json"
-    tree = json.loads(manifest.read_text())
-    tree["sha256"]["classifier/3/golden.json"] = sha256(path)
-    manifest.write_text(json.dumps(tree))
-
-
-FAILURES = {
-    _spoil_torchscript: "load_model fusion_head",
-    _spoil_checksum: "image_encoder/3/model.pt: its SHA-256 is not the one in the manifest of version 3",
-    _spoil_golden: r"differs by 0\.\d+ in a probability from the one recorded at export",
-}
-
-
 def test_under_load_every_answer_belongs_to_the_version_it_names(
-    running: Server, repository: Path, items: list[Item], tmp_path: Path
+    repository: Path, items: list[Item], tmp_path: Path
 ) -> None:
-    expected = {
-        version: [ask_files(repository, version)(image, text) for image, text in items] for version in (1, 2)
-    }
-    with Traffic(running, items) as traffic, Control(running.grpc_url) as control:
-        assert activate(repository, 2, control).before == 1
-        assert serving_version(repository) == 2
-        assert activate(repository, previous_version(repository), control).version == 1
-        for spoil, reason in FAILURES.items():
-            before = _configs(repository)
-            shutil.copytree(repository, tmp_path / spoil.__name__)
-            spoil(repository)
-            with pytest.raises(UserError, match=reason):
-                activate(repository, 3, control)
-            assert _configs(repository) == before
-            assert control.serving_version() == 1
-            for name in ("classifier", "fusion_head", "image_encoder"):  # whole again
-                shutil.rmtree(repository / name / "3")
-                shutil.copytree(tmp_path / spoil.__name__ / name / "3", repository / name / "3")
-        activate(repository, 2, control)
-
-    assert traffic.errors == []
-    served = Counter(version for _, version, _ in traffic.answers)
-    assert set(served) == {1, 2}
-    for index, version, probabilities in traffic.answers:
-        np.testing.assert_allclose(list(probabilities.values()), expected[version][index], atol=1e-5)
+    """What `python -m loadtest.release_show` shows at length."""
+    show = run_show(repository, items, think_s=THINK_S, tolerance=1e-5)
+    assert show.failures == []
+    assert show.strays == []
+    assert [event.outcome for event in show.events if not event.is_as_promised] == []
+    assert len(show.events) == 6
+    assert show.is_as_promised
+    draw_show(show, tmp_path / "show.png")
+    assert (tmp_path / "show.png").stat().st_size > 10_000
 
 
-def test_older_versions_are_unloaded_and_pruned(running: Server, repository: Path) -> None:
+def test_the_show_notices_what_it_is_there_for(releases: Path, items: list[Item]) -> None:
+    """Answers of the other version, of other labels, and of a version that never served are strays."""
+    expected = expect(releases, (1, 2), items[:1])
+    with Client(f"local:{releases}", timeout_s=60) as client:
+        image, text = items[0]
+        good = client.classify(image=image, text=text.decode()).probabilities
+    answer = answered(1, good)
+    assert find_strays([answer], expected, 1e-5) == []
+    reordered = dict(reversed(good.items()))
+    strays = [answered(2, good), answered(3, good), answered(1, reordered)]
+    assert find_strays([answer, *strays], expected, 1e-5) == strays
+
+
+def answered(version: int, probabilities: dict[str, float]) -> Answered:
+    return Answered(at_s=0.0, item=0, version=version, probabilities=probabilities)
+
+
+def test_older_versions_are_unloaded_and_pruned_and_those_in_use_are_kept(
+    running: Server, repository: Path
+) -> None:
     with Control(running.grpc_url) as control:
         activate(repository, 2, control)
-        done = activate(repository, 3, control, keep=2)
-        assert done.pruned == [1]
+        assert activate(repository, 3, control, keep=2).pruned == [1]
         assert held_versions(repository) == loaded_versions(repository) == [2, 3]
         assert {version for model, version in control.loaded() if model == "image_encoder"} == {2, 3}
+        # The newest one alone is to be kept, but 3 is loaded for a rollback.
+        assert activate(repository, 2, control, keep=1).pruned == []
+        assert held_versions(repository) == [2, 3]
+        assert "1" not in [path.name for path in repository.glob("*/*")]
 
 
-def test_a_server_starts_though_a_version_that_was_never_activated_is_broken(
-    repository: Path, items: list[Item]
-) -> None:
-    _spoil_torchscript(repository)
+def test_pruning_keeps_what_serves_what_is_loaded_and_what_a_server_holds(repository: Path) -> None:
+    assert prune(repository, 1, in_use={2}) == []
+    assert held_versions(repository) == [1, 2, 3]
+    write_loaded(repository, [2])  # by hand, without the version that the ensemble names
+    assert prune(repository, 1) == []
+    write_loaded(repository, [1])
+    assert prune(repository, 1) == [2]
+    assert held_versions(repository) == [1, 3]
+
+
+def test_one_release_at_a_time(repository: Path) -> None:
+    with only_one(repository), pytest.raises(UserError, match="another release or export is changing it"):
+        activate_files(repository, 2)
+    activate_files(repository, 2)
+    assert serving_version(repository) == 2
+
+
+def test_a_server_starts_though_a_version_that_was_never_activated_is_broken(repository: Path) -> None:
+    break_torchscript(repository, 3)
     with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
         server.wait_until_ready()
         with Client(server.grpc_url) as client:
@@ -187,14 +114,33 @@ def test_a_server_starts_though_a_version_that_was_never_activated_is_broken(
 
 
 def test_without_a_server_the_files_are_proven_and_the_next_start_serves_them(repository: Path) -> None:
-    runner = CliRunner()
-    answered = runner.invoke(app, ["release", "activate", str(repository), "2"], catch_exceptions=False)
-    assert "version 2 serves from the next start, 1 did before" in answered.output
-    assert runner.invoke(app, ["release", "rollback", str(repository)]).exit_code == 0
+    answered = run_command("activate", repository, "2")
+    assert "version 2 serves from the next start, 1 did before" in answered
+    run_command("rollback", repository)
     assert serving_version(repository) == 1
-    listed = runner.invoke(app, ["release", "list", str(repository)]).output
+    listed = run_command("list", repository)
     assert "serves" in listed
     assert "loaded" in listed
-    _spoil_checksum(repository)
+    break_checksum(repository, 3)
     with pytest.raises(UserError, match="SHA-256"):
-        runner.invoke(app, ["release", "activate", str(repository), "3"], catch_exceptions=False)
+        activate_files(repository, 3)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda text: text.replace("model_version: 1", "model_version: 2", 1), r"pins 2 versions \(1, 2\)"),
+        (
+            lambda text: text.replace('label_filename: "1/labels.txt"', ""),
+            "lines name a version; expected",
+        ),
+    ],
+    ids=["mixed pins", "no labels"],
+)
+def test_an_ensemble_that_does_not_name_one_version_throughout_is_not_released(
+    repository: Path, edit: Callable[[str], str], message: str
+) -> None:
+    config = repository / "classifier/config.pbtxt"
+    config.write_text(edit(config.read_text()))
+    with pytest.raises(UserError, match=message):
+        activate_files(repository, 2)

@@ -56,7 +56,7 @@ def channel(server: Server) -> Iterator[triton.InferenceServerClient]:
 def test_the_server_runs_with_the_settings_and_the_repository_keeps_its_own(server: Server) -> None:
     assert configuration(server, "image_encoder")["instance_group"][0]["count"] == 3
     assert configuration(server, "preprocess")["instance_group"][0]["count"] == 2
-    for model in ("classifier", "preprocess", "image_encoder", "text_encoder", "fusion_head"):
+    for model in ("classifier", "preprocess", "image_encoder", "text_encoder", "fusion_head", "tally"):
         assert configuration(server, model)["max_batch_size"] == 16
     batching = configuration(server, "text_encoder")["dynamic_batching"]
     assert batching["max_queue_delay_microseconds"] == 500

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,6 +81,21 @@ def test_a_failure_goes_to_stderr_and_into_the_exit_code(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith(f"diptych-client: {failure.message} [request ")
+
+
+def test_nobody_at_the_address_is_an_exit_code_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    monkeypatch.setenv("DIPTYCH_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("DIPTYCH_TIMEOUT_S", "0.5")
+    assert main(["classify", "--text", "words"]) == 3
+    assert f"127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_a_timeout_in_the_environment_that_is_no_time_is_refused(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv("DIPTYCH_TIMEOUT_S", "0")
+    assert main(["classify", "--text", "words"]) == 2
+    assert "timeout_s" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_named(triton: FakeTriton, capsys):

@@ -28,7 +28,7 @@ from diptych.run import Run
 from diptych.serving.settings import Settings
 
 PARTS = ("image_encoder", "text_encoder", "fusion_head")
-MODELS = ("classifier", "preprocess", *PARTS)
+MODELS = ("classifier", "preprocess", *PARTS, "tally")
 
 
 class ScalesSmallBatches(nn.Module):
@@ -93,7 +93,8 @@ def test_a_repository_holds_one_complete_version_of_every_model(repository: Path
             "text_encoder/warmup/ones",
             "classifier/1/golden.json",
             "classifier/1/manifest.json",
-            "preprocess/1/model.py",
+            *(f"{step}/1/{file}" for step in ("preprocess", "tally") for file in ("model.py", "metering.py")),
+            "tally/1/labels.txt",
             "preprocess/1/preprocessing.py",
             "preprocess/1/preprocessing.json",
             "preprocess/1/tokenizer.json",
@@ -231,7 +232,10 @@ def test_other_labels_are_refused_unless_asked_for_by_name(
     tiny_run: Run, repository: Path, tmp_path: Path
 ) -> None:
     copied = shutil.copytree(repository, tmp_path / "model_repository")
-    other = dataclasses.replace(tiny_run, labels=["warm", "green", "frozen"])
+    # The rows of the category that it no longer knows are left out.
+    data = dataclasses.replace(tiny_run.config.data, skip_bad_rows=True)
+    config = dataclasses.replace(tiny_run.config, data=data)
+    other = dataclasses.replace(tiny_run, labels=["warm", "green", "frozen"], config=config)
     before = contents(copied)
     with pytest.raises(
         UserError,

@@ -39,7 +39,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def vitals(clock: Clock) -> Vitals:
-    return Vitals(1, "127.0.0.1", 0, 0, silence_s=30, clock=clock)
+    return Vitals(1, ("127.0.0.1", 0), ("127.0.0.1", 0), silence_s=30, clock=clock)
 
 
 def judge_for(vitals: Vitals, clock: Clock, seconds: int, reply: Reply, *, answers_per_s: float) -> list:

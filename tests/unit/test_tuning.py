@@ -118,7 +118,7 @@ def test_settings_are_written_into_every_config_and_comments_stay(tmp_path: Path
     instances = {
         name: config.instance_group[0].count for name, config in configs.items() if config.instance_group
     }
-    assert instances == {"preprocess": 2, "image_encoder": 3, "text_encoder": 4, "fusion_head": 1}
+    assert instances == {"preprocess": 2, "image_encoder": 3, "text_encoder": 4, "fusion_head": 1, "tally": 1}
     for name in ("image_encoder", "text_encoder"):
         assert configs[name].parameters["INTRA_OP_THREAD_COUNT"].string_value == "2"
         assert configs[name].dynamic_batching.max_queue_delay_microseconds == 700

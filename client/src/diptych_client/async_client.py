@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Optional, TypeVar, Union
 
+from diptych_client import tracing
 from diptych_client.answer import Answer
 from diptych_client.base_client import READY_TIMEOUT_S, BaseClient
 from diptych_client.contract import ServerInfo
@@ -50,7 +51,8 @@ class AsyncClient(BaseClient[AsyncTransport]):
         else:
             item = await asyncio.to_thread(encode_item, image, text, self._rules)
         ask = self._conversation.explain if explain else self._conversation.classify
-        return await self._run(ask(*item, deadline, score))
+        with tracing.call("classify"):
+            return await self._run(ask(*item, deadline, score))
 
     def classify_many(
         self, items: Union[Iterable[object], AsyncIterable[object]], *, concurrency: int = 32
@@ -112,7 +114,8 @@ class AsyncClient(BaseClient[AsyncTransport]):
 
     async def _perform(self, step: Step) -> Any:
         if isinstance(step, Infer):
-            return await self._transport_to(step.address).infer(step.request, step.deadline)
+            with tracing.attempt(step.address, step.request):
+                return await self._transport_to(step.address).infer(step.request, step.deadline)
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
         if isinstance(step, Together):

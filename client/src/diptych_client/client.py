@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
+from diptych_client import tracing
 from diptych_client.answer import Answer
 from diptych_client.base_client import DEFAULT_TIMEOUT_S, READY_TIMEOUT_S, BaseClient
 from diptych_client.contract import ServerInfo
@@ -58,7 +59,8 @@ class Client(BaseClient[Transport]):
         score = self._score_of(min_score)
         item = encode_item(image, text, self._rules)
         ask = self._conversation.explain if explain else self._conversation.classify
-        return self._run(ask(*item, deadline, score))
+        with tracing.call("classify"):
+            return self._run(ask(*item, deadline, score))
 
     def classify_many(
         self, items: Iterable[object], *, concurrency: int = 32
@@ -127,7 +129,8 @@ class Client(BaseClient[Transport]):
 
     def _perform(self, step: Step) -> Any:
         if isinstance(step, Infer):
-            return self._transport_to(step.address).infer(step.request, step.deadline)
+            with tracing.attempt(step.address, step.request):
+                return self._transport_to(step.address).infer(step.request, step.deadline)
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
         if isinstance(step, Together):
@@ -144,4 +147,4 @@ class Client(BaseClient[Transport]):
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(len(step.parts)) as threads:
-            return list(threads.map(self._run, step.parts))
+            return list(threads.map(tracing.carried(self._run), step.parts))

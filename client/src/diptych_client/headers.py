@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Optional, Union
 
+from diptych_client import tracing
 from diptych_client.errors import InvalidInput
 
 GivenHeaders = Union[Mapping[str, str], Callable[[], Mapping[str, str]], None]
@@ -34,10 +35,17 @@ class Headers:
             raise InvalidInput.refusing("headers", type(given).__qualname__, accepted)
 
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """What to send now. Raises InvalidInput, and whatever a given function raises."""
+        """What to send now. Raises InvalidInput, and whatever a given function raises.
+
+        The caller's own `traceparent` goes before the one of OpenTelemetry's present span.
+        """
         if self._renew is not None:
             self._pairs = _checked(self._renew())
-        return self._pairs
+        traced = tracing.headers()
+        if not traced:
+            return self._pairs
+        given = {name for name, _ in self._pairs}
+        return (*self._pairs, *(pair for pair in traced if pair[0] not in given))
 
     def redact(self, message: str) -> str:
         """A message without the values that were sent, for servers and proxies that repeat them."""

@@ -11,6 +11,7 @@ import concurrent.futures
 from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Optional, Union
 
+from diptych_client import tracing
 from diptych_client.answer import Answer
 from diptych_client.errors import DiptychError, InvalidInput
 
@@ -74,7 +75,7 @@ def _classify_in_threads(
     pool = concurrent.futures.ThreadPoolExecutor(concurrency, thread_name_prefix="diptych-client")
     try:
         for item in items:
-            pending.append(pool.submit(classify, item))
+            pending.append(pool.submit(tracing.carried(classify), item))
             del item  # its picture need not outlive its answer
             while pending and (pending[0].done() or len(pending) >= ITEMS_HELD_PER_CALL * concurrency):
                 yield pending.popleft().result()

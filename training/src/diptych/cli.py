@@ -172,21 +172,32 @@ def export(
     allow_new_labels: Annotated[
         bool, typer.Option("--allow-new-labels", help="Even where its labels are not those that REPO serves.")
     ] = False,
+    sign: Annotated[
+        Optional[Path],
+        typer.Option(metavar="PEM", help="Sign the manifest, and so all files, with this Ed25519 key."),
+    ] = None,
 ) -> None:
     """Export a run as TorchScript into a deployable Triton repository, behind a parity check."""
     from diptych.export.precision import choose_precision
     from diptych.export.repository import export
+    from diptych.release.signing import load_private_key
     from diptych.run import load_run
     from diptych.serving.hardware import num_cores
     from diptych.serving.settings import Settings, load_settings
 
+    sign_with = load_private_key(sign) if sign else None
     settings = load_settings(tuning) if tuning else None
     if settings and precision == "auto":
         precision = settings.precision
     if settings is None and not to.exists():
         settings = Settings.for_cores(cores or num_cores(), on_gpu=target == "gpu")
     version, gated = export(
-        load_run(run), to, choose_precision(precision, target), settings, allow_new_labels=allow_new_labels
+        load_run(run),
+        to,
+        choose_precision(precision, target),
+        settings,
+        allow_new_labels=allow_new_labels,
+        sign_with=sign_with,
     )
     for result in gated.parity:
         typer.echo(
@@ -221,9 +232,22 @@ def serve(
         Optional[Path],
         typer.Option(metavar="PEM", help="Answer only callers with a certificate of this authority."),
     ] = None,
+    signed_by: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--require-signature", metavar="PEM", help="Only what the owner of this public key has signed."
+        ),
+    ] = None,
     max_restarts: Annotated[
         int, typer.Option(help="In a row, of a server that died or hangs; 0: end with it.", min=0)
     ] = 5,
+    trace_url: Annotated[
+        Optional[str],
+        typer.Option(metavar="URL", help="Send OpenTelemetry spans there: a collector's OTLP over HTTP."),
+    ] = None,
+    trace_one_in: Annotated[
+        int, typer.Option(help="Of so many requests that no caller traces, trace one.", min=1)
+    ] = 1000,
 ) -> None:
     """Serve a repository with a real tritonserver until interrupted.
 
@@ -234,6 +258,7 @@ def serve(
     from diptych.serving.settings import load_settings
     from diptych.serving.supervisor import Restarts
     from diptych.serving.tls import ServerTls
+    from diptych.serving.tracing import Tracing
 
     status = serve(
         repository,
@@ -245,7 +270,9 @@ def serve(
         settings=load_settings(tuning) if tuning else None,
         admin_key=AdminKey.from_environment(),
         tls=ServerTls.from_options(tls_cert, tls_key, tls_client_ca),
+        public_key=signed_by,
         restarts=Restarts(max_in_a_row=max_restarts),
+        tracing=Tracing.from_options(trace_url, trace_one_in),
     )
     raise typer.Exit(status)
 

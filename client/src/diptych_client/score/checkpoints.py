@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,6 +24,25 @@ from diptych_client.errors import InvalidInput
 
 ERROR_COLUMNS = ("row", "field", "reason")
 JOB_FILE = "job.json"
+
+
+@contextlib.contextmanager
+def only_job(out: Path) -> Iterator[None]:
+    """Hold the output while the block runs; a job that is killed lets go of it.
+
+    raises  InvalidInput where another job holds it
+    """
+    lock = filelock.FileLock(out.with_name(f"{out.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        found = f"{out}, which another job is writing"
+        raise InvalidInput.refusing("--out", found, "another file, or none but that job") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 class Checkpoints:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import pyarrow as pa
 
 from diptych_client.answer import Answer
 from diptych_client.errors import DiptychError, InvalidInput, ServerFault
 from diptych_client.many import classify_many
-from diptych_client.score.checkpoints import Checkpoints
+from diptych_client.score.checkpoints import Checkpoints, only_job
 from diptych_client.score.table import Row, Table, open_table
 
 if TYPE_CHECKING:
@@ -64,34 +64,61 @@ def score_table(
     if rows_per_checkpoint < 1:
         raise InvalidInput.refusing("--checkpoint-rows", str(rows_per_checkpoint), "1 or more")
     table = open_table(table_path)
-    schema = _output_schema(table, client.labels())
-    checkpoints = Checkpoints(out, schema, _describe_job(table_path, schema))
-    num_done = checkpoints.num_done
-    on_progress(num_done, table.num_rows)
+    labels = client.labels()
+    schema = _output_schema(table, labels)
+    with only_job(out):
+        checkpoints = Checkpoints(out, schema, _describe_job(table_path, schema))
+        on_progress(checkpoints.num_done, table.num_rows)
+        with contextlib.closing(_ask(client, table, checkpoints.num_done, concurrency)) as scored:
+            while checkpoints.num_done < table.num_rows:
+                some = itertools.islice(scored, rows_per_checkpoint)
+                num_taken = _take(some, checkpoints, labels, table.num_rows, skip_faults, on_progress)
+                if num_taken == 0:
+                    found = f"{table_path} with {checkpoints.num_done:,} of {table.num_rows:,} rows left"
+                    accepted = "a table that does not change while it is scored"
+                    raise InvalidInput.refusing("table", found, accepted)
+        num_scored, num_failed = checkpoints.assemble()
+    return Summary(num_scored, num_failed, str(checkpoints.out), str(checkpoints.errors))
 
-    with contextlib.closing(_ask(client, table, num_done, concurrency)) as scored:
-        while num_done < table.num_rows:
-            stopped_by = None
-            scores: list[dict[str, Any]] = []
-            errors: list[tuple[object, ...]] = []
-            for row, outcome in itertools.islice(scored, rows_per_checkpoint):
-                if isinstance(outcome, Answer):
-                    scores.append(_score_of(row, outcome))
-                elif isinstance(outcome, InvalidInput) or (skip_faults and isinstance(outcome, ServerFault)):
-                    errors.append((row.number, getattr(outcome, "field", None) or "", outcome.message))
-                else:
-                    stopped_by = outcome
-                    break
-                num_done = row.number
-                on_progress(num_done, table.num_rows)
-            if scores or errors:
-                checkpoints.add(num_done, scores, errors)
-            if stopped_by is not None:
-                raise stopped_by
-            if not scores and not errors:
-                found = f"{table_path} with {num_done:,} of {table.num_rows:,} rows left"
-                raise InvalidInput.refusing("table", found, "a table that does not change while it is scored")
-    return Summary(*checkpoints.assemble(), str(checkpoints.out), str(checkpoints.errors))
+
+def _take(
+    scored: Iterable[Scored],
+    checkpoints: Checkpoints,
+    labels: tuple[str, ...],
+    num_rows: int,
+    skip_faults: bool,
+    on_progress: Callable[[int, int], None],
+) -> int:
+    """Make one checkpoint of these rows, or of those before what stops the job, which is raised then. Returns
+    how many they were."""
+    stopped_by: Optional[DiptychError] = None
+    scores: list[dict[str, Any]] = []
+    errors: list[tuple[object, ...]] = []
+    num_done = checkpoints.num_done
+    for row, outcome in scored:
+        if isinstance(outcome, Answer):
+            if outcome.probabilities.keys() != set(labels):
+                stopped_by = _other_labels(outcome, labels)
+                break
+            scores.append(_score_of(row, outcome))
+        elif isinstance(outcome, InvalidInput) or (skip_faults and isinstance(outcome, ServerFault)):
+            errors.append((row.number, getattr(outcome, "field", None) or "", outcome.message))
+        else:
+            stopped_by = outcome
+            break
+        num_done = row.number
+        on_progress(num_done, num_rows)
+    if scores or errors:
+        checkpoints.add(num_done, scores, errors)
+    if stopped_by is not None:
+        raise stopped_by
+    return len(scores) + len(errors)
+
+
+def _other_labels(answer: Answer, labels: tuple[str, ...]) -> InvalidInput:
+    """A release came in between; a table whose first rows know other labels than its last is of no use."""
+    found = f"answers of version {answer.model_version} with the labels {', '.join(answer.probabilities)}"
+    return InvalidInput.refusing("--out", found, f"those that the job began with: {', '.join(labels)}")
 
 
 def _ask(client: Client, table: Table, num_done: int, concurrency: int) -> Generator[Scored, None, None]:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diptych import metering, preprocessing
 from diptych.data.catalogue import read_split
@@ -33,8 +34,12 @@ from diptych.release.repository import (
     write_loaded,
     write_pins,
 )
+from diptych.release.signing import sign_manifest
 from diptych.run import LABELS_FILE, Run
 from diptych.serving.settings import Settings, apply_settings
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PREPROCESS, TALLY = "preprocess", "tally"
 # How large the image encoder's warm-up pictures are.
@@ -49,6 +54,7 @@ def export(
     settings: Settings | None = None,
     *,
     allow_new_labels: bool = False,
+    sign_with: Ed25519PrivateKey | None = None,
 ) -> tuple[int, Gated]:
     """Add the run to a repository as its next version, or make a new repository.
 
@@ -56,6 +62,7 @@ def export(
     `diptych release activate`; its configs change only where settings are given, or where the warm-up
     pictures would not suit both versions.
     allow_new_labels  add it even where its labels are not those that the repository serves
+    sign_with         the key that vouches for the manifest, and with it for all files
     returns           the version and what the parity gate let through
     """
     version = _next_version(repository)
@@ -65,7 +72,7 @@ def export(
         repository.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-") as staging:
             staged = Path(staging) / "repository"
-            gated = _stage(run, version, staged, precision)
+            gated = _stage(run, version, staged, precision, sign_with)
             if version == 1:
                 staged.chmod(0o755)
                 staged.rename(repository)
@@ -81,7 +88,9 @@ def export(
     return version, gated
 
 
-def _stage(run: Run, version: int, staged: Path, precision: Precision) -> Gated:
+def _stage(
+    run: Run, version: int, staged: Path, precision: Precision, sign_with: Ed25519PrivateKey | None
+) -> Gated:
     """Write one complete repository that holds this version alone."""
     _copy_source(staged)
     directories = {model.name: model / str(version) for model in sorted(staged.iterdir())}
@@ -109,7 +118,10 @@ def _stage(run: Run, version: int, staged: Path, precision: Precision) -> Gated:
     )
     files = [path for path in staged.rglob("*") if path.is_file()]
     manifest = build_manifest(run, version, repository=staged, files=files, gated=gated)
-    (directories[ENSEMBLE] / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    path = directories[ENSEMBLE] / MANIFEST_FILE
+    path.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    if sign_with is not None:
+        sign_manifest(path, sign_with)
     return gated
 
 

@@ -20,14 +20,13 @@ from diptych.release.repository import (
     describe_label_change,
     loaded_versions,
     prune,
-    read_manifest,
     record_activation,
     replace_text,
     serving_version,
-    verify_checksums,
     write_loaded,
     write_pins,
 )
+from diptych.serving.verification import verify_version
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,17 +50,19 @@ def activate(
     keep: int | None = None,
     *,
     allow_new_labels: bool = False,
+    public_key: Path | None = None,
 ) -> Activation:
     """Stage every step's version on the server, prove it, then switch the ensemble, which is atomic.
 
     The version that served stays loaded, for a rollback at once; older ones are unloaded.
     keep              delete all but so many of the newest versions afterwards
     allow_new_labels  let a version serve whose labels are not those of the one that serves
+    public_key        of the signature that the version's manifest must bear; None: none need be there
     raises            UserError with the reason; the old version serves on, the repository is as it was
     """
     with only_one(repository):
         before = serving_version(repository)
-        new_labels = _prove_files(repository, before, version, allow_new_labels)
+        new_labels = _prove_files(repository, before, version, allow_new_labels, public_key)
         require_same_repository(repository, control)
         with _undone_on_failure(repository, control):
             write_loaded(repository, {*loaded_versions(repository), version})
@@ -83,12 +84,17 @@ def activate(
 
 
 def activate_files(
-    repository: Path, version: int, keep: int | None = None, *, allow_new_labels: bool = False
+    repository: Path,
+    version: int,
+    keep: int | None = None,
+    *,
+    allow_new_labels: bool = False,
+    public_key: Path | None = None,
 ) -> Activation:
     """The same for a repository that no server has open: the next one that starts serves this version."""
     with only_one(repository):
         before = serving_version(repository)
-        new_labels = _prove_files(repository, before, version, allow_new_labels)
+        new_labels = _prove_files(repository, before, version, allow_new_labels, public_key)
         difference = golden.replay(_golden(repository, version), ask_files(repository, version))
         write_loaded(repository, {before, version})
         write_pins(repository, version)
@@ -114,8 +120,10 @@ def load_steps(control: Control) -> None:
         control.load(step)
 
 
-def _prove_files(repository: Path, before: int, version: int, allow_new_labels: bool) -> str | None:
-    verify_checksums(repository, read_manifest(repository, version))
+def _prove_files(
+    repository: Path, before: int, version: int, allow_new_labels: bool, public_key: Path | None
+) -> str | None:
+    verify_version(repository, version, public_key)
     change = describe_label_change(repository, before, version)
     if change and not allow_new_labels:
         raise UserError(

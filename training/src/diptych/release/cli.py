@@ -50,6 +50,12 @@ PrivateKeyOption = Annotated[
     Optional[Path],
     typer.Option("--tls-key", metavar="PEM", envvar="DIPTYCH_KEY_FILE", help="Its private key."),
 ]
+SignatureOption = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--require-signature", metavar="PEM", help="Only what the owner of this public key has signed."
+    ),
+]
 KeepOption = Annotated[Optional[int], typer.Option(help="Delete all but so many of the newest.", min=1)]
 
 
@@ -87,16 +93,21 @@ def activate(
     allow_new_labels: Annotated[
         bool, typer.Option("--allow-new-labels", help="Even where its labels are not those that are served.")
     ] = False,
+    signed_by: SignatureOption = None,
 ) -> None:
     """Let another version serve, after its checksums and its golden answers have been proven."""
     from diptych.release.activation import activate, activate_files
 
     version = _newest(repository) if version is None else version
     if server is None:
-        done = activate_files(repository, version, keep, allow_new_labels=allow_new_labels)
+        done = activate_files(
+            repository, version, keep, allow_new_labels=allow_new_labels, public_key=signed_by
+        )
     else:
         with _connect(server, key, tls_ca, tls_cert, tls_key) as control:
-            done = activate(repository, version, control, keep, allow_new_labels=allow_new_labels)
+            done = activate(
+                repository, version, control, keep, allow_new_labels=allow_new_labels, public_key=signed_by
+            )
     typer.echo(
         f"{repository}: version {done.version} serves"
         + (f" at {server}" if server else " from the next start")
@@ -117,13 +128,25 @@ def rollback(
     tls_ca: CaOption = None,
     tls_cert: CertificateOption = None,
     tls_key: PrivateKeyOption = None,
+    signed_by: SignatureOption = None,
 ) -> None:
     """Let the version serve that served before this one, with the labels that it had."""
     from diptych.release.repository import previous_version
 
     # Whatever its labels are, callers have had them; and who rolls back is in a hurry.
     version = previous_version(repository)
-    activate(repository, version, server, key, tls_ca, tls_cert, tls_key, keep=None, allow_new_labels=True)
+    activate(
+        repository,
+        version,
+        server,
+        key,
+        tls_ca,
+        tls_cert,
+        tls_key,
+        keep=None,
+        allow_new_labels=True,
+        signed_by=signed_by,
+    )
 
 
 @release_app.command("shadow")
@@ -145,6 +168,7 @@ def shadow_release(
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave rows out that are no items, and list them.")
     ] = False,
+    signed_by: SignatureOption = None,
 ) -> None:
     """Ask a version, before it serves, and the one that serves about the same items."""
     from diptych.comparison import summarize
@@ -154,7 +178,13 @@ def shadow_release(
     version = _newest(repository) if version is None else version
     with _connect(server, key, tls_ca, tls_cert, tls_key) as control:
         comparison = shadow(
-            repository, version, control, catalogue, concurrency=concurrency, skip_bad_rows=skip_bad_rows
+            repository,
+            version,
+            control,
+            catalogue,
+            concurrency=concurrency,
+            skip_bad_rows=skip_bad_rows,
+            public_key=signed_by,
         )
     old, new = comparison.old.name, comparison.new.name
     notes = {"repository": str(repository), "server": server, "items": str(catalogue)}

@@ -30,8 +30,8 @@ def config_of(repository: Path, model: str) -> Path:
     return repository / model / CONFIG_FILE
 
 
-def held_versions(repository: Path) -> list[int]:
-    """Versions with a manifest, the oldest first."""
+def require_repository(repository: Path) -> None:
+    """Raise UserError where a config is missing."""
     if not config_of(repository, ENSEMBLE).is_file():
         raise UserError(
             f"{repository}: not a model repository. Make one: diptych export RUN --to {repository}"
@@ -41,11 +41,17 @@ def held_versions(repository: Path) -> list[int]:
             f"{repository}: has no {missing[0]}; it is older than that step, or not whole. "
             "Export into a new directory."
         )
+
+
+def held_versions(repository: Path) -> list[int]:
+    """Versions with a manifest, the oldest first."""
+    require_repository(repository)
     return sorted(int(path.parent.name) for path in (repository / ENSEMBLE).glob(f"*/{MANIFEST_FILE}"))
 
 
 def serving_version(repository: Path) -> int:
     """The version that the ensemble's pins name."""
+    require_repository(repository)
     path = config_of(repository, ENSEMBLE)
     pins = [match[2] for match in PINS.finditer(path.read_text("utf-8"))]
     if len(set(pins)) != 1:

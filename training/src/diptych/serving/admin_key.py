@@ -47,8 +47,8 @@ class AdminKey:
         header = header.lower().removeprefix(GRPC_PREFIX)
         if not re.fullmatch(r"[a-z0-9-]+", header) or not re.fullmatch(r"[!-~]{16,}", value):
             raise UserError(
-                f"{ENVIRONMENT}: expected HEADER=VALUE, the header of letters, digits and '-', the value of 16 or "
-                f"more printable characters without spaces, such as {HEADER}=$(openssl rand -hex 32)"
+                f"{ENVIRONMENT}: expected HEADER=VALUE, the header of letters, digits and '-', the value of "
+                f"16 or more printable characters without spaces, such as {HEADER}=$(openssl rand -hex 32)"
             )
         return cls(header, value)
 
@@ -68,7 +68,7 @@ class AdminKey:
 
     @property
     def options(self) -> list[str]:
-        """tritonserver's. It takes them as flags alone: whoever may list this machine's processes reads them."""
+        """tritonserver's. It takes flags alone, which whoever may list this machine's processes can read."""
         restriction = f"{','.join(CLOSED)}:{self.header}={self.value}"
         return [f"--grpc-restricted-protocol={restriction}", f"--http-restricted-api={restriction}"]
 

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 from diptych.errors import UserError
-from diptych.release.repository import read_manifest, serving_version, verify_checksums
 from diptych.serving.admin_key import AdminKey
 from diptych.serving.drain import DRAIN_TIMEOUT_S
 from diptych.serving.foreground import serve
@@ -23,6 +22,7 @@ from diptych.serving.hardware import GPU_DEVICE, has_gpu
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from diptych.serving.supervisor import Restarts
 from diptych.serving.tls import ServerTls
+from diptych.serving.verification import verify_loaded
 from diptych.serving.vitals import SILENCE_S
 
 REPOSITORY = Path("/models")
@@ -58,7 +58,7 @@ def check(repository: Path, *, gpu: str) -> None:
 
     A GPU that the repository's own precision asks for is looked for when the server starts.
     """
-    verify_checksums(repository, read_manifest(repository, serving_version(repository)))
+    verify_loaded(repository)
     if gpu == "required" and not has_gpu():
         raise UserError(
             f"--gpu required: no NVIDIA driver in this container ({GPU_DEVICE} is missing). Start it with a "

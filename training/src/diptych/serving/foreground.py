@@ -20,10 +20,12 @@ from diptych.serving.admin_key import AdminKey
 from diptych.serving.drain import DRAIN_TIMEOUT_S, drain
 from diptych.serving.leftovers import reap_orphans
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
-from diptych.serving.server import LOCALHOST, READY_TIMEOUT_S, Server
+from diptych.serving.server import LOCALHOST, READY_TIMEOUT_S, Server, require_repository
 from diptych.serving.supervisor import Restarts, Watch
 from diptych.serving.tls import ServerTls
+from diptych.serving.tracing import Tracing
 from diptych.serving.triton_log import deserves_showing
+from diptych.serving.verification import verify_loaded
 from diptych.serving.vitals import SILENCE_S, Vitals
 
 if TYPE_CHECKING:
@@ -63,15 +65,18 @@ def serve(
     settings: Settings | None = None,
     admin_key: AdminKey | None = None,
     tls: ServerTls | None = None,
+    tracing: Tracing | None = None,
     restarts: Restarts | None = None,
     silence_s: float = SILENCE_S,
     drain_timeout_s: float = DRAIN_TIMEOUT_S,
+    public_key: Path | None = None,
 ) -> int:
     """Start, print the addresses, stay; start again what died or hangs.
 
     restarts         how often; None: a few times in a row, with growing pauses
     silence_s        without any answer, after which a server counts as hung
     drain_timeout_s  that requests in flight are given when a signal asks to stop
+    public_key       of the signature that manifests must bear; None: checksums are enough
     returns          the status to exit with
     raises           UserError where the first start fails
     """
@@ -86,11 +91,12 @@ def serve(
         settings=settings,
         admin_key=admin_key,
         tls=tls,
+        tracing=tracing,
     )
     restarts = restarts or Restarts()
     with _signals_raise_stopped():
         try:
-            end = _run(server, silence_s, drain_timeout_s)
+            end = _run(server, silence_s, drain_timeout_s, public_key)
             while isinstance(end, Fault):
                 pause_s = restarts.next_pause_s(end.was_well_s)
                 if pause_s is None:
@@ -102,14 +108,16 @@ def serve(
                 )
                 time.sleep(pause_s)
                 server = server.successor()
-                end = _run_again(server, silence_s, drain_timeout_s)
+                end = _run_again(server, silence_s, drain_timeout_s, public_key)
             return end
         except Stopped as stopped:  # while it was starting, or between two starts
             return 128 + stopped.signum
 
 
-def _run(server: Server, silence_s: float, drain_timeout_s: float) -> int | Fault:
+def _run(server: Server, silence_s: float, drain_timeout_s: float, public_key: Path | None) -> int | Fault:
     """One server's whole life. Returns the status of one that a signal ended, or what was wrong with it."""
+    require_repository(server.repository)
+    verify_loaded(server.repository, public_key)
     with server:
         try:
             _say("Starting tritonserver and loading the models ...")
@@ -122,10 +130,12 @@ def _run(server: Server, silence_s: float, drain_timeout_s: float) -> int | Faul
             raise
 
 
-def _run_again(server: Server, silence_s: float, drain_timeout_s: float) -> int | Fault:
+def _run_again(
+    server: Server, silence_s: float, drain_timeout_s: float, public_key: Path | None
+) -> int | Fault:
     """The same, where an error is one more failure: the cause may pass, such as a disk that is full."""
     try:
-        return _run(server, silence_s, drain_timeout_s)
+        return _run(server, silence_s, drain_timeout_s, public_key)
     except UserError as error:
         _say(f"It did not start: {error}")
         return Fault(str(error), was_well_s=0.0, status=1)
@@ -135,7 +145,10 @@ def _stay(server: Server, silence_s: float) -> Fault:
     """Show what the server complains about, until it ends by itself or is not well."""
     began_s = time.monotonic()
     vitals = Vitals(
-        server.process.pid, server.http_contact, server.ports.http, server.ports.metrics, silence_s=silence_s
+        server.process.pid,
+        (server.http_contact, server.ports.http),
+        (server.contact, server.ports.metrics),
+        silence_s=silence_s,
     )
     with server.log.open(encoding="utf-8", errors="replace") as log, Watch(vitals) as watch:
         log.seek(0, 2)

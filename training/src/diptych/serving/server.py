@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from diptych.errors import UserError
-from diptych.release.repository import STEPS
 from diptych.serving import launch, leftovers
 from diptych.serving.admin_key import AdminKey
 from diptych.serving.hardware import require_hardware
@@ -22,6 +21,7 @@ from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, Ports
 from diptych.serving.probe import ENSEMBLE, is_answering
 from diptych.serving.shared_memory import require_shared_memory
 from diptych.serving.tls import ServerTls
+from diptych.serving.tracing import Tracing
 from diptych.serving.triton_log import explain_failure, find_dead_stub
 from diptych.serving.workspace import Workspace
 
@@ -57,11 +57,13 @@ class Server:
         settings: Settings | None = None,
         admin_key: AdminKey | None = None,
         tls: ServerTls | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """admin_key  what opens the administrative API; default: a new one, which the workspace keeps"""
         self.settings = settings
         self.admin_key = admin_key or AdminKey.random()
         self.tls = tls
+        self.tracing = tracing
         self.repository = repository
         self.host = host
         self.ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
@@ -83,6 +85,7 @@ class Server:
             settings=self.settings,
             admin_key=self.admin_key,
             tls=self.tls,
+            tracing=self.tracing,
         )
 
     @property
@@ -126,14 +129,14 @@ class Server:
         self.stop()
 
     def _start(self) -> None:
-        _require_repository(self.repository)
+        require_repository(self.repository)
         require_hardware(self.repository)
         installation = find_installation(self._tritonserver)
         leftovers.sweep_dead()
         self.ports = self.ports.settle(self.host)
         self._claim = leftovers.claim(self._prefix)
         workspace = Workspace(self._prefix, installation, self.repository, self.settings)
-        require_shared_memory(workspace.repository, STEPS[:1] if installation.has_native_pytorch else STEPS)
+        require_shared_memory(workspace.repository, has_native_pytorch=installation.has_native_pytorch)
         self.log = self._log or workspace.log
         self.admin_key_file = self.admin_key.save(workspace.root, self.host, self.ports.grpc)
         command = [str(installation.binary.absolute()), *self._options(workspace)]
@@ -168,6 +171,7 @@ class Server:
             "--metrics-config=summary_latencies=true",
             *self.admin_key.options,
             *(self.tls.options if self.tls else []),
+            *(self.tracing.options if self.tracing else []),
             f"--backend-config=python,{leftovers.REGION_OPTION}={self._prefix}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
         ]
@@ -220,7 +224,7 @@ class Server:
         return status
 
 
-def _require_repository(repository: Path) -> None:
+def require_repository(repository: Path) -> None:
     config = repository / ENSEMBLE / "config.pbtxt"
     if not config.is_file():
         raise UserError(

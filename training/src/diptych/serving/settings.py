@@ -13,7 +13,7 @@ import msgspec
 import tomli_w
 
 from diptych.errors import UserError
-from diptych.release.repository import CONFIG_FILE, STEPS, replace_text
+from diptych.release.repository import CONFIG_FILE, ENSEMBLE, STEPS, replace_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -99,6 +99,9 @@ def copy_with_settings(settings: Settings, repository: Path, to: Path) -> None:
         for path in model.iterdir():
             if path.name == CONFIG_FILE:
                 shutil.copyfile(path, to / model.name / CONFIG_FILE)
+            elif model.name == ENSEMBLE and path.is_dir():
+                # Newer tritonservers refuse a label file that a link leads out of the model's directory.
+                shutil.copytree(path, to / model.name / path.name)
             else:
                 (to / model.name / path.name).symlink_to(path)
     apply_settings(settings, to)

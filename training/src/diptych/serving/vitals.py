@@ -41,14 +41,13 @@ SUCCESSES = re.compile(
 class Vitals:
     """Of one server, from when it was ready.
 
-    pid, host, http_port, metrics_port  whom to look at
-    silence_s                           without a sign of life, after which nothing moves in there
+    pid, http, metrics  whom to look at; its addresses as (host, port)
+    silence_s           without a sign of life, after which nothing moves in there
     """
 
     pid: int
-    host: str
-    http_port: int
-    metrics_port: int
+    http: tuple[str, int]
+    metrics: tuple[str, int]
     silence_s: float = SILENCE_S
     clock: Callable[[], float] = time.monotonic
 
@@ -73,8 +72,8 @@ class Vitals:
 
     def find_fault(self) -> str | None:
         """Asks the ensemble, for up to ASK_TIMEOUT_S. Returns what is wrong, in words."""
-        reply = ask(self.host, self.http_port, ASK_TIMEOUT_S)
-        return self.judge(reply, count_successes(self.host, self.metrics_port, ASK_TIMEOUT_S))
+        reply = ask(*self.http, ASK_TIMEOUT_S)
+        return self.judge(reply, count_successes(*self.metrics, ASK_TIMEOUT_S))
 
     def judge(self, reply: Reply, successes: float | None) -> str | None:
         """What a reply means, given how many requests of anybody's were answered (None: not to be had)."""

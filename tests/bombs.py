@@ -1,0 +1,163 @@
+"""Small files that ask for much: what each costs the preprocessor. As a program, it prints the table.
+
+python tests/bombs.py
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+LIMIT_PX = 2048  # a side of the largest picture that is decoded at full size
+
+
+def encode(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def flat(mode: str, width: int = LIMIT_PX, height: int = LIMIT_PX) -> Image.Image:
+    """Half transparent where the mode knows that."""
+    return Image.new(mode, (width, height), (9, 99, 199, 99) if mode == "RGBA" else 99 if mode != "1" else 1)
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def jpeg_segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def overlapping_exif(num_entries: int = 20_000, entry_bytes: int = 500_000) -> bytes:
+    """Entries that all point at the same block: a reader that keeps each needs 10 GB."""
+    head = b"II*\0" + struct.pack("<LH", 8, num_entries)
+    entries = b"".join(
+        struct.pack("<HHLL", (number + 1000) & 0xFFFF, 7, entry_bytes, 8) for number in range(num_entries)
+    )
+    return (head + entries + b"\0\0\0\0").ljust(entry_bytes + 8, b"\0")
+
+
+def into_png(insert: bytes) -> bytes:
+    png = encode(Image.new("RGB", (64, 64), "red"), "PNG")
+    start = png.index(b"IDAT") - 4
+    return png[:start] + insert + png[start:]
+
+
+def into_jpeg(insert: bytes) -> bytes:
+    """After the first two bytes, and without the resolution, so that Pillow looks for it in EXIF."""
+    jpeg = encode(Image.new("RGB", (64, 64), "red"), "JPEG")
+    start, end = jpeg.index(b"\xff\xe0"), jpeg.index(b"\xff\xdb")
+    return jpeg[:start] + insert + jpeg[end:]
+
+
+def into_gif(insert: bytes) -> bytes:
+    gif = encode(Image.new("P", (64, 64)), "GIF")
+    start = 13 + (3 << (gif[10] & 7) + 1)
+    return gif[:start] + insert + gif[start:]
+
+
+def jpeg_exif(exif: bytes) -> bytes:
+    parts = (exif[start : start + 65_000] for start in range(0, len(exif), 65_000))
+    return b"".join(jpeg_segment(0xE1, b"Exif\0\0" + part) for part in parts)
+
+
+def many_scans(side_px: int, num_scans: int) -> bytes:
+    """A progressive JPEG that says the same again and again, a few bytes each time."""
+    jpeg = encode(flat("L", side_px, side_px), "JPEG", progressive=True)
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    return jpeg[:-2] + scan * (num_scans - jpeg.count(b"\xff\xda")) + jpeg[-2:]
+
+
+def large_canvas_webp(side_px: int = 16_384) -> bytes:
+    """An animation whose canvas is far larger than its only frame."""
+    webp = encode(
+        Image.new("RGB", (8, 8)), "WEBP", save_all=True, append_images=[Image.new("RGB", (8, 8), 9)]
+    )
+    start = webp.index(b"VP8X") + 12
+    size = (side_px - 1).to_bytes(3, "little")
+    return webp[:start] + size + size + webp[start + 6 :]
+
+
+def run_length_bmp(side_px: int = LIMIT_PX) -> bytes:
+    """Eight bits a pixel in runs of 255."""
+    data = b"\xff\x07" * (side_px * side_px // 255 + 1) + b"\0\1"
+    offset = 14 + 40 + 4 * 256
+    header = struct.pack("<LLLHHLLLLLL", 40, side_px, side_px, 1, 8, 1, len(data), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<LLL", offset + len(data), 0, offset) + header + bytes(4 * 256) + data
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "PNG, RGBA, at the limit": lambda: encode(flat("RGBA"), "PNG"),
+    "PNG, RGB, at the limit": lambda: encode(flat("RGB"), "PNG"),
+    "PNG, 16-bit grey, at the limit": lambda: encode(flat("I;16"), "PNG"),
+    "PNG, 1 bit, at the limit": lambda: encode(flat("1"), "PNG"),
+    "PNG, 1 bit, 64 megapixels": lambda: encode(flat("1", 8000, 8000), "PNG"),
+    "WebP, lossy, at the limit": lambda: encode(flat("RGB"), "WEBP", method=0),
+    "WebP, lossless with alpha, at the limit": lambda: encode(flat("RGBA"), "WEBP", lossless=True, method=0),
+    "WebP of 38 bytes, 64 megapixels": lambda: encode(
+        flat("RGB", 8000, 8000), "WEBP", lossless=True, method=0
+    ),
+    "WebP, large canvas": large_canvas_webp,
+    "GIF, at the limit": lambda: encode(flat("P"), "GIF"),
+    "BMP of run lengths": run_length_bmp,
+    "JPEG, one scan, 64 megapixels": lambda: encode(flat("RGB", 8000, 8000), "JPEG"),
+    "JPEG, progressive, 12 megapixels": lambda: encode(flat("RGB", 4000, 3000), "JPEG", progressive=True),
+    "JPEG, 120 scans of a megapixel": lambda: many_scans(1024, 120),
+    "JPEG, 1,000 scans of 16 megapixels": lambda: many_scans(4000, 1000),
+    "overlapping EXIF in a PNG": lambda: into_png(png_chunk(b"eXIf", overlapping_exif())),
+    "overlapping EXIF in a JPEG": lambda: into_jpeg(jpeg_exif(overlapping_exif())),
+    "overlapping EXIF in a WebP": lambda: encode(
+        Image.new("RGB", (64, 64)), "WEBP", exif=b"Exif\0\0" + overlapping_exif()
+    ),
+    "PNG of compressed comments": lambda: into_png(
+        b"".join(png_chunk(b"zTXt", b"%d\0\0" % n + zlib.compress(bytes(1_000_000))) for n in range(60))
+    ),
+    "PNG of empty chunks": lambda: into_png(png_chunk(b"IDAT", b"") * 1_500_000),
+    "JPEG of empty segments": lambda: into_jpeg(jpeg_segment(0xE5, b"") * 4_000_000),
+    "JPEG of filling": lambda: into_jpeg(b"\xff" * 19_000_000),
+    "GIF of comments": lambda: into_gif(b"\x21\xfe\1a\0" * 3_000_000),
+}
+
+
+def measure_all() -> Iterator[tuple[str, int, float, float, str]]:
+    """(name, bytes of the file, seconds of CPU, MiB of memory on top, what came of it) of each bomb."""
+    from diptych.preprocessing import InvalidInput, PreprocessingSpec, decode_image, fit_on_white
+
+    spec = PreprocessingSpec(image_size_px=224, max_tokens=32)
+    for format in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):  # libraries load at first use
+        fit_on_white(decode_image(encode(Image.new("RGB", (600, 600)), format), spec), spec.image_size_px)
+    for name, make in BOMBS.items():
+        data = make()
+        before = _status_mib("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        start = time.process_time()
+        try:
+            fit_on_white(decode_image(data, spec), spec.image_size_px)
+            outcome = "answered"
+        except InvalidInput as error:
+            outcome = str(error).removeprefix("preprocess: image: found ")
+        yield name, len(data), time.process_time() - start, _status_mib("VmHWM") - before, outcome
+
+
+def _status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+if __name__ == "__main__":
+    for measured in measure_all():
+        if "--json" in sys.argv:
+            print(json.dumps(measured), flush=True)  # noqa: T201
+        else:
+            name, num_bytes, cpu_s, mib, outcome = measured
+            print(f"{name:<40}{num_bytes:>11,} B {1000 * cpu_s:5.0f} ms {mib:4.0f} MiB  {outcome[:70]}")  # noqa: T201

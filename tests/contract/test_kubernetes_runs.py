@@ -1,0 +1,148 @@
+"""What docker/kubernetes runs, run here: init containers, probes, the autoscaler's query on a real server."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+from kubernetes_manifests import KUBERNETES, Manifest, pod_of, render_overlay, serving_of, the
+from tiny_repository import build_tiny_repository
+
+from diptych.release.repository import ENSEMBLE, STEPS
+from diptych.serving import Server
+from diptych.serving.hardware import has_gpu
+
+
+def run_container(container: Manifest, directories: Mapping[str, Path], *more: str) -> tuple[int, str]:
+    """What it does, on this machine: other directories for those it mounts, and this Python."""
+    words = [*container["command"], *container.get("args", []), *more]
+    for mounted, directory in directories.items():
+        words = [re.sub(rf"^{mounted}(?=/|$)", str(directory), word) for word in words]
+    words = [sys.executable if word == "python3" else word for word in words]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_what_fetch_copies_verify_accepts_and_a_damaged_copy_it_refuses(exported_repository, tmp_path):
+    fetch, verify = pod_of(render_overlay("cpu"))["spec"]["initContainers"]
+    directories = {"/releases": exported_repository, "/models": tmp_path}
+    assert run_container(fetch, directories) == (0, "")
+    assert run_container(verify, directories) == (0, "")
+
+    model = tmp_path / "text_encoder/1/model.pt"
+    model.write_bytes(model.read_bytes()[:-1])
+    status, output = run_container(verify, directories)
+    assert status == 1
+    assert f"{model}: its SHA-256 is not the one in the manifest" in output
+
+
+def test_verify_says_what_a_directory_is_not_where_nothing_was_fetched(tmp_path):
+    # A bucket has no directories: of a release that is not there, rclone copies nothing and is content.
+    verify = pod_of(render_overlay("cpu"))["spec"]["initContainers"][1]
+    status, output = run_container(verify, {"/models": tmp_path})
+    assert (status, output.count("\n")) == (1, 1)
+    assert f"{tmp_path}: not a model repository" in output
+
+
+def test_the_gpu_overlay_refuses_to_serve_from_a_cpu(exported_repository):
+    serving = serving_of(pod_of(render_overlay("gpu")))
+    status, output = run_container(serving, {"/models": exported_repository}, "--check-only")
+    assert has_gpu() == (status == 0)
+    assert has_gpu() or "--gpu required" in output
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The real tritonserver, after it has answered."""
+    repository = build_tiny_repository(tmp_path_factory.mktemp("kubernetes") / "model_repository")
+    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as running:
+        running.wait_until_ready()
+        yield running
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as response:
+        return response.read().decode()
+
+
+def test_a_ready_server_answers_the_probes(running):
+    serving = serving_of(pod_of(render_overlay("cpu")))
+    for probe in ("startupProbe", "readinessProbe"):
+        get(running.http_url + serving[probe]["httpGet"]["path"])
+    command = serving["livenessProbe"]["exec"]["command"]
+    ports_here = ["--http-port", str(running.ports.http), "--metrics-port", str(running.ports.metrics)]
+    assert run_container({"command": [*command, *ports_here]}, {}) == (0, "")
+
+
+def recording_rules() -> dict[str, str]:
+    rule = the(render_overlay("cpu"), "PrometheusRule")
+    rules = [each for group in rule["spec"]["groups"] for each in group["rules"]]
+    return {each["record"]: each["expr"] for each in rules if "record" in each}
+
+
+def autoscaling_query() -> str:
+    return the(render_overlay("cpu"), "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
+
+
+def test_the_autoscaler_asks_for_a_recorded_series_of_the_monitored_pods():
+    (series,) = set(re.findall(r"diptych:[a-z0-9_:]+", autoscaling_query()))
+    assert series in recording_rules()
+    monitor = the(render_overlay("cpu"), "PodMonitor")["metadata"]
+    assert set(re.findall(r'job="([^"]+)"', autoscaling_query())) == {
+        f"{monitor['namespace']}/{monitor['name']}"
+    }
+
+
+def test_that_series_is_made_of_metrics_that_a_real_server_exposes_for_every_step(running):
+    (series,) = set(re.findall(r"diptych:[a-z0-9_:]+", autoscaling_query()))
+    expression = recording_rules()[series]
+    metrics = set(re.findall(r"\bnv_\w+", expression))
+    assert metrics == {"nv_inference_queue_duration_us", "nv_inference_request_success"}
+    for models in set(re.findall(r'model=~"([^"]+)"', expression)):
+        assert set(models.split("|")) == set(STEPS)  # never the ensemble, whose queue is always empty
+    exposed = get(running.metrics_url)
+    for metric in metrics:
+        assert set(re.findall(rf'^{metric}{{model="(\w+)"', exposed, re.MULTILINE)) == {*STEPS, ENSEMBLE}
+
+
+def test_without_traffic_the_autoscaler_sees_zero_and_without_the_series_nothing(tmp_path):
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (apt-get install prometheus)")
+    (selector,) = set(re.findall(r"diptych:[a-z0-9_:]+\{[^}]*\}", autoscaling_query()))
+
+    def case(values: str | None, value: float | None) -> dict[str, object]:
+        return {
+            "interval": "15s",
+            "input_series": [{"series": selector, "values": values}] if values else [],
+            "promql_expr_test": [
+                {
+                    "expr": autoscaling_query(),
+                    "eval_time": "1m",
+                    "exp_samples": [] if value is None else [{"labels": "{}", "value": value}],
+                }
+            ],
+        }
+
+    cases = [case("1 2 3 4 30000", 30000), case("NaN NaN NaN NaN NaN", 0), case(None, None)]
+    path = tmp_path / "query.yml"
+    path.write_text(yaml.safe_dump({"rule_files": [], "tests": cases}))
+    done = subprocess.run(
+        [promtool, "test", "rules", str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_operators_rules_are_those_of_docker_prometheus():
+    monitoring = KUBERNETES / "components/monitoring"
+    generate = runpy.run_path(str(monitoring / "generate.py"))
+    held = yaml.safe_load((monitoring / "prometheus-rule.yaml").read_text())
+    assert held == generate["prometheus_rule"](), "docker/prometheus/rules has changed: make kubernetes-rules"

@@ -1,0 +1,125 @@
+"""A real Prometheus scrapes the real server while items come in: no panel and no rule comes back empty."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus import Prometheus, prometheus
+from raw_wire import Item
+
+from diptych.serving import Server
+from diptych_client import Client, InvalidInput
+
+DOCKER = Path(__file__).parents[2] / "docker"
+DATA_TIMEOUT_S = 120
+# What cannot have data here, and why. All of it must still parse.
+NEEDS_A_GPU = {"GPU", "GPU memory"}
+NEEDS_HOURS = {"DiptychMemoryCreeps"}
+NEEDS_A_FAULT = {"DiptychGone"}  # asks whether there is no server
+
+
+def drawing():
+    """docker/grafana/draw.py; docker/ is no package."""
+    spec = importlib.util.spec_from_file_location("draw", DOCKER / "grafana/draw.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def panels() -> list[tuple[str, str]]:
+    dashboard = json.loads((DOCKER / "grafana/dashboards/diptych.json").read_text("utf-8"))
+    fill_in = drawing().fill_in
+    return [
+        (panel["title"], fill_in(target["expr"], rate_interval="30s"))
+        for panel in dashboard["panels"]
+        for target in panel.get("targets", [])
+    ]
+
+
+def rules() -> list[tuple[str, str]]:
+    """Name and query of each; of alerts, what they compare, whatever comes out."""
+    found = []
+    for path in sorted((DOCKER / "prometheus/rules").glob("*.yml")):
+        for group in yaml.safe_load(path.read_text("utf-8"))["groups"]:
+            for rule in group["rules"]:
+                name, query = rule.get("alert") or rule["record"], rule["expr"]
+                found.append((name, as_bool(query) if "alert" in rule else query))
+    return found
+
+
+def as_bool(query: str) -> str:
+    """A comparison leaves out what it does not hold for; with `bool` it says 0 instead."""
+    return re.sub(r" (>|<|<=|>=) (?!0\))", r" \1 bool ", query)
+
+
+@pytest.fixture(scope="module")
+def watched(
+    server: Server, items: list[Item], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Prometheus]:
+    """Prometheus beside a server that is asked all kinds of items, and some that it must refuse."""
+    stop = threading.Event()
+
+    def ask_without_end() -> None:
+        with Client(server.grpc_url, timeout_s=60) as client:
+            while not stop.is_set():
+                for image, text in items:
+                    client.classify(image=image or None, text=text.decode() or None)
+                with contextlib.suppress(InvalidInput):
+                    client.classify(image=b"no picture")
+
+    asking = threading.Thread(target=ask_without_end)
+    with prometheus(server.metrics_url, tmp_path_factory.mktemp("prometheus")) as running:
+        asking.start()
+        yield running
+        stop.set()
+        asking.join()
+
+
+def wait_for_data(watched: Prometheus, queries: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those that still have none when the time is over."""
+    deadline = time.monotonic() + DATA_TIMEOUT_S
+    while True:
+        queries = [(name, query) for name, query in queries if not watched.query(query)]
+        if not queries or time.monotonic() > deadline:
+            return queries
+        time.sleep(1)
+
+
+def test_every_panel_shows_something(watched):
+    all_of_them = panels()
+    assert {name for name, _ in all_of_them} >= NEEDS_A_GPU
+    assert wait_for_data(watched, [entry for entry in all_of_them if entry[0] not in NEEDS_A_GPU]) == []
+    for name, query in all_of_them:
+        if name in NEEDS_A_GPU:
+            assert watched.query(query) == []
+
+
+def test_every_rule_looks_at_something(watched):
+    without = NEEDS_HOURS | NEEDS_A_FAULT
+    assert {name for name, _ in rules()} >= without
+    assert wait_for_data(watched, [entry for entry in rules() if entry[0] not in without]) == []
+    for name, query in rules():
+        if name in without:
+            assert watched.query(query) == []
+
+
+def test_prometheus_evaluates_all_rules_without_an_error_and_none_fires(watched):
+    groups = watched.ask("rules")["groups"]
+    found = [rule for group in groups for rule in group["rules"]]
+    assert {rule["name"] for rule in found} == {name for name, _ in rules()}
+    assert [rule for rule in found if rule["health"] != "ok"] == []
+    assert [rule["name"] for rule in found if rule.get("state") == "firing"] == []
+
+
+def test_the_dashboard_can_be_drawn_without_grafana(watched, tmp_path):
+    drawing().draw(watched.url, tmp_path / "dashboard.png", rate_interval="30s", minutes=1)
+    assert (tmp_path / "dashboard.png").read_bytes().startswith(b"\x89PNG")

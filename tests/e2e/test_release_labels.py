@@ -1,0 +1,79 @@
+"""A version with other labels: served only where asked for by name, and never with the labels of another."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from loadtest.release_show.traffic import Traffic, expect, find_strays
+from raw_wire import Item
+from releasing import contents, run_command
+
+from diptych.errors import UserError
+from diptych.export.repository import export
+from diptych.release.activation import activate, activate_files
+from diptych.release.control import Control
+from diptych.release.repository import previous_version
+from diptych.run import Run
+from diptych.serving import Server
+from diptych_client import Client
+
+THINK_S = 0.05  # leaves the loading of models some of two cores
+OLD_LABELS, NEW_LABELS = ("cold", "green", "warm"), ("warm", "green", "frozen")
+
+
+@pytest.fixture(scope="module")
+def relabelled(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 2 answers with other labels than version 1, which serves."""
+    repository = tmp_path_factory.mktemp("relabelled") / "model_repository"
+    export(tiny_run, repository)
+    export(dataclasses.replace(tiny_run, labels=NEW_LABELS), repository, allow_new_labels=True)
+    return repository
+
+
+def test_a_version_with_other_labels_serves_only_by_name_and_each_answer_has_its_own(
+    relabelled: Path, items: list[Item], tmp_path: Path
+) -> None:
+    repository = shutil.copytree(relabelled, tmp_path / "model_repository")
+    expected = expect(repository, (1, 2), items)
+    server = Server(repository, http_port=0, grpc_port=0, metrics_port=0)
+    with server as running, Control(running.grpc_url) as control:
+        running.wait_until_ready()
+        before = contents(repository)
+        with pytest.raises(
+            UserError, match="version 2 has other labels than version 1, which serves: it adds fro"
+        ):
+            activate(repository, 2, control)
+        assert contents(repository) == before
+        with (
+            Traffic(running.grpc_url, items, num_clients=4, think_s=THINK_S) as over_grpc,
+            Traffic(running.http_url, items, num_clients=2, think_s=THINK_S) as over_http,
+        ):
+            done = activate(repository, 2, control, allow_new_labels=True)
+            assert done.new_labels == "adds frozen; lacks cold; has the order warm, green, frozen"
+            with Client(running.grpc_url) as client:
+                assert client.labels() == NEW_LABELS
+            activate(repository, previous_version(repository), control, allow_new_labels=True)
+            with Client(running.http_url) as client:
+                assert client.labels() == OLD_LABELS
+    for traffic in (over_grpc, over_http):
+        assert traffic.failures == []
+        assert {answer.version for answer in traffic.answers} == {1, 2}
+        assert find_strays(traffic.answers, expected, 1e-5) == []
+
+
+def test_without_a_server_other_labels_need_the_flag_too(relabelled: Path, tmp_path: Path) -> None:
+    repository = shutil.copytree(relabelled, tmp_path / "model_repository")
+    with pytest.raises(UserError, match="--allow-new-labels"):
+        activate_files(repository, 2)
+    activated = run_command("activate", repository, "--allow-new-labels")
+    assert "other labels than before: it adds frozen; lacks cold" in activated
+    assert "3: adds cold" in re.sub(r"\s+", " ", run_command("list", repository))
+    with Client(f"local:{repository}", timeout_s=60) as client:
+        assert client.labels() == NEW_LABELS
+    run_command("rollback", repository)  # to labels that callers have had
+    with Client(f"local:{repository}", timeout_s=60) as client:
+        assert client.labels() == OLD_LABELS

@@ -1,0 +1,63 @@
+"""How much memory `diptych-client score` takes for longer and longer tables, against a real tritonserver.
+
+    python tests/score_memory.py 5000 20000 100000
+
+The server serves the tiny repository of the tests, so the client is what is measured. Each table is scored
+by a process of its own; its peak of resident memory is what the kernel says at its end.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from conftest import write_picture
+from tiny_repository import build_tiny_repository
+
+from diptych.serving import Server
+
+NUM_PICTURES = 60
+
+
+def main() -> None:
+    sizes = [int(argument) for argument in sys.argv[1:]] or [5_000, 20_000, 100_000]
+    with tempfile.TemporaryDirectory(prefix="diptych-score-memory-") as root:
+        directory = Path(root)
+        for number in range(NUM_PICTURES):
+            write_picture(directory / f"{number}.png", ("cold", "green", "warm")[number % 3], number)
+        repository = build_tiny_repository(directory / "model_repository")
+        with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+            server.wait_until_ready()
+            for num_rows in sizes:
+                print(_score(server, directory, num_rows), flush=True)  # noqa: T201
+
+
+def _score(server: Server, directory: Path, num_rows: int) -> str:
+    table, out = directory / f"{num_rows}.csv", directory / f"{num_rows}.parquet"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("sku", "image_path", "description"))
+        for row in range(num_rows):
+            picture = f"{row % NUM_PICTURES}.png" if row % 4 else ""
+            writer.writerow((row, picture, f"a red cat number {row}"))
+    command = [sys.executable, "-m", "diptych_client", "score", str(table), "--out", str(out)]
+    command += ["--url", server.grpc_url, "--timeout-s", "60"]
+    start_s = time.monotonic()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    took_s = time.monotonic() - start_s
+    rows = pq.read_table(out, columns=["row"])["row"].to_pylist()
+    if status or rows != list(range(1, num_rows + 1)):
+        raise SystemExit(f"{num_rows} rows: status {status}, {len(rows)} rows in the output")
+    peak_mib = usage.ru_maxrss / 1024
+    return f"{num_rows:>8,} rows: peak {peak_mib:.0f} MiB, {took_s:.0f} s, {num_rows / took_s:.0f} rows/s"
+
+
+if __name__ == "__main__":
+    main()

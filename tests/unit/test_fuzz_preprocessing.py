@@ -1,0 +1,30 @@
+"""A short run of tests/fuzz/fuzz_preprocessing.py, whose header says what ends it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).parents[1] / "fuzz" / "fuzz_preprocessing.py"
+NUM_RUNS = 1500
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("atheris") is None, reason="atheris has wheels for Linux on x86_64 alone"
+)
+def test_nothing_but_invalid_input_comes_of_mutated_files(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, PROGRAM, f"-runs={NUM_RUNS}", "-seed=7", "-max_len=20000", tmp_path / "corpus"],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert re.search(rf"Done {NUM_RUNS} (runs|in)", done.stderr), done.stderr[-2000:]
