@@ -43,12 +43,12 @@ trap clean_up EXIT
 install_tools podman runc netavark aardvark-dns iptables iproute2
 
 say "Up: ${services[*]}"
-# podman leaves the timers of health checks to systemd.
+# podman leaves the timers of health checks to systemd, and podman-compose knows no replicas.
 while sleep 5; do
     for container in $(engine ps --quiet); do engine healthcheck run "$container" >/dev/null 2>&1 || true; done
 done &
 timers=$!
-compose up --detach --no-build "${services[@]}" >/dev/null
+compose up --detach --no-build --scale locust-worker=2 "${services[@]}" >/dev/null
 for _ in $(seq 150); do
     unhealthy=$(engine ps --all --format '{{.Names}} {{.Status}}' | grep -v worker | grep -vc '(healthy)' || true)
     [ "$unhealthy" != 0 ] || break
