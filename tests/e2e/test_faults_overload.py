@@ -1,4 +1,4 @@
-"""More than a server can take: what is accepted is answered, the rest refused, and the server is well after."""
+"""More than a server can take: what is accepted is answered, the rest is refused, and nothing stays queued."""
 
 from __future__ import annotations
 
