@@ -1,4 +1,4 @@
-"""More than a server can take: what is accepted is answered, the rest is refused, and nothing stays queued."""
+"""More than a server can take: what is accepted is answered, the rest is refused, nothing stays queued."""
 
 from __future__ import annotations
 
