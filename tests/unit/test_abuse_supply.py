@@ -73,8 +73,9 @@ def test_a_changed_file_is_refused(repository: Path, name: str) -> None:
     with (repository / name).open("ab") as file:
         file.write(b"\n")
     refused(repository, rf"{name}: its SHA-256 is not the one in the manifest of version 1")
-    with pytest.raises(InvalidInput, match="whose checksum is not the one in the manifest"):
-        Client(f"local:{repository}")
+    if not name.endswith("model.py"):  # Triton's shell, which nothing else runs
+        with pytest.raises(InvalidInput, match="whose checksum is not the one in the manifest"):
+            Client(f"local:{repository}")
 
 
 @pytest.mark.parametrize("name", ["image_encoder/1/other.pt", "preprocess/1/numpy.py", "tally/1/x/y.so"])

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -290,11 +291,14 @@ def test_what_is_no_repository_is_left_alone(
 def test_an_export_that_cannot_be_moved_into_place_takes_all_back(tiny_run: Run, tmp_path: Path) -> None:
     repository = tmp_path / "model_repository"
     export(tiny_run, repository)
-    (repository / "preprocess").rename(tmp_path / "elsewhere")
-    before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"version 2 could not be added \(.*preprocess.*\); nothing was chan"):
-        export(tiny_run, repository)
-    assert contents(tmp_path) == before
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        shutil.move(repository / "preprocess", elsewhere)
+        # On another file system, where a directory cannot be renamed to.
+        (repository / "preprocess").symlink_to(Path(elsewhere, "preprocess"))
+        before = contents(tmp_path)
+        with pytest.raises(UserError, match=r"version 2 could not be added \(.*preprocess.*\); nothing was"):
+            export(tiny_run, repository)
+        assert contents(tmp_path) == before
 
 
 def test_a_place_that_cannot_be_written_is_named(tiny_run: Run, tmp_path: Path) -> None:

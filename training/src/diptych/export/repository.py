@@ -27,9 +27,9 @@ from diptych.release.repository import (
     ENSEMBLE,
     MANIFEST_FILE,
     describe_labels,
-    held_versions,
     read_manifest,
     replace_text,
+    require_repository,
     serving_version,
     write_loaded,
     write_pins,
@@ -169,12 +169,12 @@ def _next_version(repository: Path) -> int:
         raise UserError(
             f"{repository}: exists and is not a Diptych repository; name a new directory with --to"
         )
-    held_versions(repository)  # refuses what lacks a step
     versions = [int(path.name) for path in repository.glob("*/*") if path.name.isdecimal()]
     if not versions:
         raise UserError(
             f"{repository}: holds configs but no version of a model; name a new directory with --to"
         )
+    require_repository(repository)
     return max(versions) + 1
 
 
