@@ -18,7 +18,7 @@ export DIPTYCH_TAG ?= 0.1.0
 PROFILE ?= $(if $(wildcard /dev/nvidiactl),gpu,cpu)
 COMPOSE := docker compose --file docker/compose.yaml
 
-.PHONY: help setup demo test check lint format serve loadtest bench bench-gpu overhead \
+.PHONY: help setup demo test check check-client lint format serve loadtest bench bench-gpu overhead \
 	lint-kubernetes kubernetes-rules images up down prove-images clean
 
 help: ## list the targets
@@ -54,6 +54,16 @@ test: $(SETUP) ## all tests, those against the real tritonserver included
 
 check: lint ## ruff, mypy, unit and contract tests
 	@$(BIN)/python -m pytest tests/unit tests/contract
+
+# The client promises more Pythons and NumPys than the rest. Its tests need no server and no other package here.
+CLIENT_TESTS = $(filter-out %_wheel.py, $(wildcard tests/unit/test_client_*.py))
+CLIENT_CHECK = build/client-check-$(notdir $(PYTHON))
+check-client: ## the client's unit tests by themselves on another Python: make check-client PYTHON=python3.9
+	@$(PYTHON) -m venv --clear $(CLIENT_CHECK)
+	@$(CLIENT_CHECK)/bin/pip install --disable-pip-version-check --quiet ./client pytest
+	@$(CLIENT_CHECK)/bin/python -c 'import sys, numpy; print("Python", *sys.version.split()[:1], "with NumPy", numpy.__version__)'
+	@$(CLIENT_CHECK)/bin/python -m pytest -q -c /dev/null --rootdir tests/unit --import-mode importlib \
+		--noconftest -p no:cacheprovider -o pythonpath=tests/unit $(CLIENT_TESTS)
 
 lint: $(SETUP) ## ruff and mypy
 	@$(BIN)/ruff check .

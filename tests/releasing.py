@@ -18,4 +18,9 @@ def run_command(*arguments: str | Path) -> str:
 
 
 def contents(repository: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(repository.rglob("*")) if path.is_file()}
+    """Every file but the bytecode that the server's own Python writes beside the sources which it loads."""
+    return {
+        str(path): path.read_bytes()
+        for path in sorted(repository.rglob("*"))
+        if path.is_file() and path.parent.name != "__pycache__"
+    }

@@ -9,9 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 
@@ -33,9 +32,8 @@ END_TIMEOUT_S = 90
 class ServingProcess:
     """Started when made; `close` ends it and all that is its own.
 
-    options      of `serve`; `restarts` as a mapping
-    command      in its place, what takes the repository as its last argument
-    environment  on top of this process's
+    options  of `serve`; `restarts` as a mapping
+    command  in its place, what takes the repository as its last argument
     """
 
     def __init__(
@@ -43,7 +41,6 @@ class ServingProcess:
         repository: Path,
         *,
         command: Sequence[str] = (),
-        environment: Mapping[str, str] = MappingProxyType({}),
         **options: object,
     ) -> None:
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -54,7 +51,7 @@ class ServingProcess:
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         self.prefix = leftovers.owner_prefix(self.process.pid)
 

@@ -15,9 +15,11 @@ export DIPTYCH_REPOSITORY DIPTYCH_CATALOGUE DIPTYCH_TAG=proof
 services=(serving-cpu demo locust-master locust-worker)
 standin=$store/standin.compose.yaml
 
-# PyTorch for the stand-in's backend.
+# podman's name for logs that rotate, and PyTorch for the stand-in's backend.
 {
-    printf 'services:\n  serving-cpu:\n    volumes:\n'
+    printf 'services:\n'
+    for service in "${services[@]:1}"; do printf '  %s:\n    logging: {driver: k8s-file}\n' "$service"; done
+    printf '  serving-cpu:\n    logging: {driver: k8s-file}\n    volumes:\n'
     for part in "${torch_parts[@]}"; do printf '      - %s:/opt/torch/%s:ro\n' "$packages/$part" "$part"; done
 } > "$standin"
 
@@ -41,12 +43,12 @@ trap clean_up EXIT
 install_tools podman runc netavark aardvark-dns iptables iproute2
 
 say "Up: ${services[*]}"
-# podman leaves the timers of health checks to systemd.
+# podman leaves the timers of health checks to systemd, and podman-compose knows no replicas.
 while sleep 5; do
     for container in $(engine ps --quiet); do engine healthcheck run "$container" >/dev/null 2>&1 || true; done
 done &
 timers=$!
-compose up --detach --no-build "${services[@]}" >/dev/null
+compose up --detach --no-build --scale locust-worker=2 "${services[@]}" >/dev/null
 for _ in $(seq 150); do
     unhealthy=$(engine ps --all --format '{{.Names}} {{.Status}}' | grep -v worker | grep -vc '(healthy)' || true)
     [ "$unhealthy" != 0 ] || break

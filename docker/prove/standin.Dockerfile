@@ -15,10 +15,8 @@ COPY --from=site-packages pytriton/tritonserver/python_backend_stubs/3.11/triton
 # hadolint ignore=DL3022
 COPY --from=site-packages nvidia_pytriton.libs /opt/tritonserver/lib
 
-# The wheel has no LibTorch backend. Ours takes its place, run by the Python stub; images.sh mounts PyTorch,
-# which is too large to copy, where only this line makes it importable, and after the image's own packages.
-# hadolint ignore=DL3022
-COPY --from=backends pytorch /opt/tritonserver/backends/pytorch
+# The wheel has no LibTorch backend, so the entry point puts ours in its place, which wants PyTorch. That is too
+# large to copy: it is mounted, and importable after the image's own packages.
 RUN mkdir /opt/torch && echo /opt/torch > /usr/lib/python3/dist-packages/standin.pth
 
 ENV LD_LIBRARY_PATH=/opt/tritonserver/lib

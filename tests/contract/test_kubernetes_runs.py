@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
 import shutil
@@ -28,15 +27,7 @@ def run_container(container: Manifest, directories: Mapping[str, Path], *more: s
     for mounted, directory in directories.items():
         words = [re.sub(rf"^{mounted}(?=/|$)", str(directory), word) for word in words]
     words = [sys.executable if word == "python3" else word for word in words]
-    environment = {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
-    done = subprocess.run(
-        words,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     return done.returncode, done.stdout + done.stderr
 
 

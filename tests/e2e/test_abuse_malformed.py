@@ -149,7 +149,7 @@ def post(server: Server, path: str, content: bytes, headers: dict[str, str] | No
 
 
 def check_refused(status: int, message: str) -> None:
-    """tritonserver calls JSON that it cannot parse an internal error, 500; it is its sender's all the same."""
+    """tritonserver calls JSON that it cannot parse an internal error, 500; yet it is its sender's."""
     assert 400 <= status <= 500, (status, message)
     assert not tells_of_our_insides(message), message
 

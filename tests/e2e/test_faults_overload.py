@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -23,11 +24,12 @@ import torch
 from serving_process import wait_for
 from tiny_repository import TinyImageEncoder, build_tiny_repository, script_to
 from torch import Tensor
-from traffic import NO_RETRIES, Traffic
+from traffic import NO_RETRIES
 
 from diptych.serving import Server
-from diptych_client import Answer, Client, DeadlineExceeded, DiptychError, Overloaded
+from diptych_client import Answer, AsyncClient, Client, DeadlineExceeded, DiptychError, Overloaded
 
+NUM_AT_ONCE = 1500  # twice and more of what all queues hold
 NUM_STORM_CALLS, STORM_CONCURRENCY = 1000, 64
 
 
@@ -37,7 +39,7 @@ class SlowImageEncoder(TinyImageEncoder):
     def forward(self, pixel_values: Tensor, image_present: Tensor) -> Tensor:
         colour = pixel_values.float().mean(dim=[2, 3]) / 255
         busy = torch.ones(256, 256) * (1 + colour.mean())  # of an input, or freezing would work it out
-        for _ in range(40):
+        for _ in range(80):
             busy = torch.mm(busy, busy).clamp(0.0, 1.0)
         features = (colour + 0 * busy.mean()).repeat(1, 171)[:, :512]
         return torch.where(image_present, features, torch.zeros_like(features))
@@ -45,12 +47,11 @@ class SlowImageEncoder(TinyImageEncoder):
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose queues hold eight requests and whose batches hold four."""
+    """A server whose batches are small and slow, so that its queues fill up."""
     repository = build_tiny_repository(tmp_path_factory.mktemp("overload") / "model_repository")
     script_to(repository / "image_encoder/1/model.pt", SlowImageEncoder())
     for config in repository.glob("*/config.pbtxt"):
-        text = re.sub(r"max_queue_size: \d+", "max_queue_size: 8", config.read_text())
-        text = re.sub(r"^max_batch_size: \d+", "max_batch_size: 4", text, flags=re.MULTILINE)
+        text = re.sub(r"^max_batch_size: \d+", "max_batch_size: 4", config.read_text(), flags=re.MULTILINE)
         config.write_text(re.sub(r"batch_size: 8\b", "batch_size: 4", text))
     with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
         server.wait_until_ready()
@@ -83,12 +84,21 @@ def is_well(server: Server) -> bool:
     return wait_for(lambda: pending(server) == 0)
 
 
-def test_a_full_queue_refuses_at_once_and_what_is_accepted_is_answered(narrow: Server) -> None:
-    with Traffic([narrow.grpc_url, narrow.http_url], num_callers=64) as traffic:
-        assert traffic.wait_for_answers(100)
-    assert traffic.broken == []
-    assert traffic.kinds().keys() == {Answer, Overloaded}
-    refusals = {outcome.message for outcome in traffic.outcomes if isinstance(outcome, Overloaded)}
+def test_a_full_queue_refuses_and_what_is_accepted_is_answered(narrow: Server) -> None:
+    async def call(client: AsyncClient) -> Answer | DiptychError:
+        try:
+            return await client.classify(text="a red cat")
+        except DiptychError as error:
+            return error
+
+    async def call_all() -> list[Answer | DiptychError]:
+        async with AsyncClient(narrow.grpc_url, timeout_s=60, retries=NO_RETRIES) as client:
+            await client.classify(text="a red cat")
+            return await asyncio.gather(*(call(client) for _ in range(NUM_AT_ONCE)))
+
+    outcomes = asyncio.run(call_all())
+    assert {type(outcome) for outcome in outcomes} == {Answer, Overloaded}
+    refusals = {outcome.message for outcome in outcomes if isinstance(outcome, Overloaded)}
     assert all("Exceeds maximum queue size" in message for message in refusals), refusals
     assert is_well(narrow)
 

@@ -59,7 +59,7 @@ def listen() -> Iterator[Callable[[Callable[[socket.socket], None]], int]]:
         return listener.getsockname()[1]
 
     yield start
-    for listener, thread in zip(listeners, threads, strict=True):
+    for listener, thread in zip(listeners, threads):  # noqa: B905  (Python 3.9 has no `strict`)
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         thread.join()

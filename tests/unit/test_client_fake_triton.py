@@ -111,7 +111,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
             context.abort(grpc.StatusCode[failure.grpc_code], failure.message)
         inputs = {
             tensor.name: (tensor.datatype, tuple(tensor.shape), content)
-            for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True)
+            for tensor, content in zip(request.inputs, request.raw_input_contents)  # noqa: B905  (Python 3.9)
         }
         outputs = tuple(output.name for output in request.outputs)
         num_classes = request.outputs[0].parameters["classification"].int64_param

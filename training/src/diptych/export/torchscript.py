@@ -86,7 +86,8 @@ def save_parts(parts: Mapping[str, torch.jit.ScriptModule], directories: Mapping
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
         for name, part in parts.items():
-            torch.jit.save(part, directories[name] / TORCHSCRIPT_FILE)
+            # Not torch.jit.save: on a full disk it aborts the process, without a message.
+            (directories[name] / TORCHSCRIPT_FILE).write_bytes(part.save_to_buffer())
 
 
 def load_parts(directories: Mapping[str, Path], device: torch.device = CPU) -> Parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from diptych.release.repository import (
     write_pins,
 )
 from diptych.serving.verification import verify_version
+
+# A version that is still in use after it is not pruned; the next release sees to it.
+UNLOAD_TIMEOUT_S = 15.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,8 @@ def activate(
         if {before, version} != set(loaded_versions(repository)):
             write_loaded(repository, {before, version})
             load_steps(control)
-        pruned = _finish(repository, before, version, keep, control.loaded_versions() if keep else ())
+        in_use = _loaded_after_unloading(control, {before, version}) if keep else ()
+        pruned = _finish(repository, before, version, keep, in_use)
     return Activation(
         before=before, version=version, golden_difference=difference, pruned=pruned, new_labels=new_labels
     )
@@ -102,6 +107,14 @@ def activate_files(
     return Activation(
         before=before, version=version, golden_difference=difference, pruned=pruned, new_labels=new_labels
     )
+
+
+def _loaded_after_unloading(control: Control, expected: Collection[int]) -> set[int]:
+    """What the server holds, once it has let go of the rest: that ends in the background."""
+    give_up_at_s = time.monotonic() + UNLOAD_TIMEOUT_S
+    while not (loaded := control.loaded_versions()) <= set(expected) and time.monotonic() < give_up_at_s:
+        time.sleep(0.1)
+    return loaded
 
 
 def require_same_repository(repository: Path, control: Control) -> None:

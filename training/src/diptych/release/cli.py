@@ -168,6 +168,7 @@ def shadow_release(
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave rows out that are no items, and list them.")
     ] = False,
+    signed_by: SignatureOption = None,
 ) -> None:
     """Ask a version, before it serves, and the one that serves about the same items."""
     from diptych.comparison import summarize
@@ -177,7 +178,13 @@ def shadow_release(
     version = _newest(repository) if version is None else version
     with _connect(server, key, tls_ca, tls_cert, tls_key) as control:
         comparison = shadow(
-            repository, version, control, catalogue, concurrency=concurrency, skip_bad_rows=skip_bad_rows
+            repository,
+            version,
+            control,
+            catalogue,
+            concurrency=concurrency,
+            skip_bad_rows=skip_bad_rows,
+            public_key=signed_by,
         )
     old, new = comparison.old.name, comparison.new.name
     notes = {"repository": str(repository), "server": server, "items": str(catalogue)}

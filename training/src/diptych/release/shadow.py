@@ -39,6 +39,7 @@ def shadow(
     *,
     concurrency: int,
     skip_bad_rows: bool = False,
+    public_key: Path | None = None,
 ) -> Comparison:
     """Load the version's steps beside those that serve, ask both about every item, unload them again.
 
@@ -47,6 +48,7 @@ def shadow(
 
     concurrency    how many items are asked about at once
     skip_bad_rows  leave rows out that are no items, instead of stopping before anything is loaded
+    public_key     of the signature that the version's manifest must bear; None: none need be there
     raises         UserError with the reason
     """
     items = read_catalogue(
@@ -61,7 +63,7 @@ def shadow(
         serving = serving_version(repository)
         if version == serving:
             raise UserError(f"{repository}: version {version} serves already; name another")
-        verify_version(repository, version)
+        verify_version(repository, version, public_key)
         require_same_repository(repository, control)
         with _loaded_beside(repository, version, control):
             old = _ask_all(repository, serving, control.ask_ensemble, items, concurrency)

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from diptych.errors import UserError
-from diptych.release.repository import STEPS
 from diptych.serving import launch, leftovers
 from diptych.serving.admin_key import AdminKey
 from diptych.serving.hardware import require_hardware
@@ -137,7 +136,7 @@ class Server:
         self.ports = self.ports.settle(self.host)
         self._claim = leftovers.claim(self._prefix)
         workspace = Workspace(self._prefix, installation, self.repository, self.settings)
-        require_shared_memory(workspace.repository, STEPS[:1] if installation.has_native_pytorch else STEPS)
+        require_shared_memory(workspace.repository, has_native_pytorch=installation.has_native_pytorch)
         self.log = self._log or workspace.log
         self.admin_key_file = self.admin_key.save(workspace.root, self.host, self.ports.grpc)
         command = [str(installation.binary.absolute()), *self._options(workspace)]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from diptych.errors import UserError
-from diptych.release.repository import CONFIG_FILE, loaded_versions, serving_version
+from diptych.release.repository import CONFIG_FILE, STEPS, loaded_versions, serving_version
 from diptych.serving.leftovers import SHARED_MEMORY
 
 MIB = 2**20
@@ -17,16 +16,17 @@ MIB = 2**20
 REGION_BYTES = MIB
 # Pictures as they come in, encoded; a photograph from a telephone has 3 MiB, most have a tenth of that.
 PICTURE_BYTES = MIB // 2
+PYTHON_BACKEND = 'backend: "python"'
 INSTANCES = re.compile(r"^instance_group \[ \{ count: (\d+)", re.MULTILINE)
 MAX_BATCH = re.compile(r"^max_batch_size: (\d+)", re.MULTILINE)
 
 
-def require_shared_memory(repository: Path, python_steps: Sequence[str]) -> None:
+def require_shared_memory(repository: Path, *, has_native_pytorch: bool) -> None:
     """Refuse to start where the first full batch would not fit.
 
-    python_steps  those that run in processes of their own: all, or only `preprocess` beside native backends
+    has_native_pytorch  TorchScript then runs in tritonserver itself, and passes nothing through here
     """
-    needed = needed_bytes(repository, python_steps)
+    needed = needed_bytes(repository, has_native_pytorch=has_native_pytorch)
     found = os.statvfs(SHARED_MEMORY)
     free = found.f_bavail * found.f_frsize
     if free < needed:
@@ -38,14 +38,16 @@ def require_shared_memory(repository: Path, python_steps: Sequence[str]) -> None
         )
 
 
-def needed_bytes(repository: Path, python_steps: Sequence[str]) -> int:
+def needed_bytes(repository: Path, *, has_native_pytorch: bool) -> int:
     """One full batch in each process that may be at work."""
     versions = len(loaded_versions(repository))
     pixels = _pixel_bytes(repository)
     per_row = {"preprocess": PICTURE_BYTES + pixels, "image_encoder": pixels}
     total = 0
-    for step in python_steps:
+    for step in STEPS:
         config = (repository / step / CONFIG_FILE).read_text("utf-8")
+        if has_native_pytorch and PYTHON_BACKEND not in config:
+            continue
         num_processes = int(INSTANCES.findall(config)[0])
         batch = int(MAX_BATCH.findall(config)[0]) * per_row.get(step, 0)
         # Of several versions, one is at work; the others only wait.
