@@ -216,7 +216,6 @@ GRPC_REQUESTS = {
     "nothing": service_pb2.ModelInferRequest(),
     "no inputs": service_pb2.ModelInferRequest(model_name="classifier"),
     "no data": request(),
-    "more data than inputs": request(raw=[ELEMENT, ELEMENT]),
     "data in both ways": with_contents("bytes_contents", [b"a"], raw=[ELEMENT]),
     "data of another type": with_contents("int64_contents", [1]),
     "two elements for one row": with_contents("bytes_contents", [b"a", b"b"]),
