@@ -24,7 +24,7 @@ standin=$store/standin.compose.yaml
 } > "$standin"
 
 compose() {
-    .venv/bin/podman-compose --podman-args="--log-level fatal" --file docker/compose.yaml --file "$standin" \
+    .venv/bin/podman-compose --file docker/compose.yaml --file "$standin" \
         --profile cpu --profile load "$@"
 }
 

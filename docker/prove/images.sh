@@ -20,7 +20,7 @@ fail() {
     exit 1
 }
 
-clean_up() { engine rm --force --time 5 "$server" "$probe" >/dev/null 2>&1 || true; }
+clean_up() { engine rm --force --time 5 "$probe" "$server" >/dev/null 2>&1 || true; }
 trap clean_up EXIT
 
 # RUN steps see this machine's certificates: it may reach the package index through a proxy of its own.
