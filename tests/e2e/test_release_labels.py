@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+from conftest import relabel
 from loadtest.release_show.traffic import Traffic, expect, find_strays
 from raw_wire import Item
 from releasing import contents, run_command
@@ -30,7 +30,7 @@ def relabelled(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Version 2 answers with other labels than version 1, which serves."""
     repository = tmp_path_factory.mktemp("relabelled") / "model_repository"
     export(tiny_run, repository)
-    export(dataclasses.replace(tiny_run, labels=NEW_LABELS), repository, allow_new_labels=True)
+    export(relabel(tiny_run, NEW_LABELS), repository, allow_new_labels=True)
     return repository
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_catalogue
+from conftest import make_catalogue, relabel
 from google.protobuf import text_format
 from tiny_repository import load_script
 from torch import Tensor, nn
@@ -233,10 +233,7 @@ def test_other_labels_are_refused_unless_asked_for_by_name(
     tiny_run: Run, repository: Path, tmp_path: Path
 ) -> None:
     copied = shutil.copytree(repository, tmp_path / "model_repository")
-    # The rows of the category that it no longer knows are left out.
-    data = dataclasses.replace(tiny_run.config.data, skip_bad_rows=True)
-    config = dataclasses.replace(tiny_run.config, data=data)
-    other = dataclasses.replace(tiny_run, labels=["warm", "green", "frozen"], config=config)
+    other = relabel(tiny_run, ["warm", "green", "frozen"])
     before = contents(copied)
     with pytest.raises(
         UserError,
