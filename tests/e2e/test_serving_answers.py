@@ -105,16 +105,16 @@ def test_a_bad_row_among_several_is_named_by_its_number(client):
         client.infer("classifier", inputs_of(image=[b"", b"", b""], text=[b"cat", b"", b"cake"]))
 
 
-def test_the_pytorch_backend_maps_inputs_by_position_and_outputs_in_order(client):
-    client.load_model("sum_and_difference")
+def test_the_pytorch_backend_maps_inputs_by_position_and_outputs_in_order(server, client):
+    client.load_model("sum_and_difference", headers=server.admin_key.grpc_headers)
     a, b = np.array([[1, 2], [3, 4]], np.float32), np.array([[10, 20], [30, 40]], np.float32)
     result = client.infer("sum_and_difference", inputs_of(A__0=a, B__1=b))
     np.testing.assert_array_equal(result.as_numpy("sum"), a + b)
     np.testing.assert_array_equal(result.as_numpy("difference"), a - b)
 
 
-def test_requests_of_different_shapes_are_all_answered(client):
-    client.load_model("sum_and_difference")
+def test_requests_of_different_shapes_are_all_answered(server, client):
+    client.load_model("sum_and_difference", headers=server.admin_key.grpc_headers)
 
     def ask(width: int) -> np.ndarray:
         ones = np.ones((1, width), np.float32)
@@ -125,8 +125,8 @@ def test_requests_of_different_shapes_are_all_answered(client):
             np.testing.assert_array_equal(answer, np.full((1, width), 2, np.float32))
 
 
-def test_an_internal_error_shows_no_traceback_and_no_path_to_strangers(client):
-    client.load_model("wrong_type")
+def test_an_internal_error_shows_no_traceback_and_no_path_to_strangers(server, client):
+    client.load_model("wrong_type", headers=server.admin_key.grpc_headers)
     ones = np.ones((1, 2), np.float32)
     with pytest.raises(InferenceServerException) as caught:
         client.infer("wrong_type", inputs_of(A__0=ones, B__1=ones))
