@@ -12,9 +12,8 @@ import pytest
 
 PROGRAM = Path(__file__).parents[1] / "fuzz" / "fuzz_preprocessing.py"
 NUM_RUNS = 1500
-# A program's peak of memory begins with that of the process which starts it (Linux), and pytest's is larger than
-# what the fuzzer allows. A shell in between has none to hand on; that more follows keeps it from becoming the
-# program itself.
+# A program's peak of memory begins with that of the process which starts it (Linux), and pytest's is more
+# than the fuzzer allows. A shell in between has none to hand on; the `exit` keeps it in between.
 FROM_A_SMALL_PROCESS = ("sh", "-c", '"$@"; exit $?', "sh")
 
 
