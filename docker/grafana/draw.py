@@ -20,7 +20,7 @@ import matplotlib
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 DASHBOARD = Path(__file__).parent / "dashboards/diptych.json"
 NUM_POINTS = 240
@@ -87,7 +87,8 @@ def draw_panel(axes: Axes, panel: dict[str, Any], series: Series, minutes: float
         for name, line in series.items():
             axes.plot(*line, label=name, linewidth=1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 60:g} min"))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 60:.2g} min"))
     axes.set_xlim(-minutes * 60, 0)
     axes.set_ylim(bottom=defaults.get("min"), top=defaults.get("max"))
     axes.tick_params(labelsize=7)
