@@ -58,7 +58,7 @@ engine ps --all --format '{{.Names}}  {{.Status}}  {{.Ports}}'
 [ "$unhealthy" = 0 ] || fail "not all are healthy"
 
 say "Through the published ports"
-.venv/bin/diptych-client classify --url grpc://127.0.0.1:8001 --text "a ripe banana" | head -n 1
+.venv/bin/diptych-client classify --url grpc://127.0.0.1:8001 --text "a ripe banana" | sed -n 1p
 .venv/bin/python docker/prove/load.py || fail "the load test"
 
 say "Down"
