@@ -77,20 +77,17 @@ def load(server: Server, run: Run, results: Path) -> Iterator[None]:
     command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--only-summary"]
     command += ["--host", server.grpc_url, "--users", str(CALLS_PER_S), "--run-time", "1h"]
     command += ["--catalogue", str(run.config.data.test_csv), "--results", str(results)]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as locust:
-        try:
-            said = []
-            for line in locust.stdout:
-                said.append(line)
-                if "All users spawned" in line:
-                    break
-            else:
-                pytest.fail(f"Locust did not start: {''.join(said)}")
-            yield
-        finally:
-            locust.terminate()
+    locust = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    said = []
+    try:
+        while not said or "All users spawned" not in said[-1]:
+            said.append(next(locust.stdout, ""))
+            assert said[-1], f"Locust did not start: {''.join(said)}"
+        yield
+        assert locust.poll() is None, f"Locust ended early: {''.join([*said, *locust.stdout])}"
+    finally:
+        locust.terminate()
+        locust.communicate()
 
 
 def wait_for_data(watched: Prometheus, queries: list[tuple[str, str]]) -> list[tuple[str, str]]:
