@@ -51,7 +51,7 @@ def axes_for(num_cores: int, precisions: Sequence[str]) -> dict[str, list[Any]]:
         "text_encoder_instances": counts,
         "preprocess_instances": counts,
         "encoder_threads": sorted({1, min(2, num_cores), num_cores}),
-        "max_batch_size": [32, 16, 8, 4],
+        "preferred_batch_size": [0, 8, 4, 2, 1],
         "max_queue_delay_us": [0, 1000, 4000],
     }
 
