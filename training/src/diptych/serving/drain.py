@@ -35,7 +35,12 @@ HELD_STATES = ("READY", "UNLOADING")
 
 
 def drain(
-    host: str, http_port: int, *, timeout_s: float = DRAIN_TIMEOUT_S, headers: Mapping[str, str] | None = None
+    host: str,
+    http_port: int,
+    *,
+    timeout_s: float = DRAIN_TIMEOUT_S,
+    still_s: float = STILL_S,
+    headers: Mapping[str, str] | None = None,
 ) -> str | None:
     """Refuse what comes from now on, return when all that was accepted has been answered.
 
@@ -58,9 +63,9 @@ def drain(
             now_finished = _finished(call("/v2/models/stats", "GET"))
             if now_finished != finished:
                 moved_s, finished = time.monotonic(), now_finished
-            elif time.monotonic() - moved_s > STILL_S:
+            elif time.monotonic() - moved_s > still_s:
                 sys.stderr.write(
-                    f"Triton still holds requests, but has finished none for {STILL_S:.0f} s: their callers "
+                    f"Triton still holds requests, but has finished none for {still_s:g} s: their callers "
                     "went away, or a model's process hangs. Not waiting for them.\n"
                 )
                 return None
