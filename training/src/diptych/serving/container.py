@@ -5,7 +5,7 @@ tritonserver, ends children that nobody else asks after, drains on SIGTERM, and 
 server is dead or hung. It starts nothing again: the orchestrator is the supervisor there. It keeps count, can
 move the work to another machine, and shows in its events what a restart in here would hide.
 
-Standard library only, with all that it imports of Diptych.
+Standard library only, with all that it imports of Diptych; but `--require-signature` needs `cryptography`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ EVERY_ADDRESS = "0.0.0.0"
 def main() -> None:
     options = _parser().parse_args()
     try:
-        check(options.repository, gpu=options.gpu)
+        check(options.repository, gpu=options.gpu, public_key=options.require_signature)
         if options.check_only:
             return
         status = serve(
@@ -47,18 +47,20 @@ def main() -> None:
             restarts=Restarts(max_in_a_row=0),
             silence_s=options.silence_s,
             drain_timeout_s=options.drain_s,
+            public_key=options.require_signature,
         )
     except UserError as error:
         sys.exit(f"error: {error}")
     sys.exit(status)
 
 
-def check(repository: Path, *, gpu: str) -> None:
-    """Raise UserError where the repository is not whole, or the GPU that is asked for is not there.
+def check(repository: Path, *, gpu: str, public_key: Path | None) -> None:
+    """Raise UserError where the repository is not whole, or not of the signer whose key is given, or the GPU
+    that is asked for is not there.
 
     A GPU that the repository's own precision asks for is looked for when the server starts.
     """
-    verify_loaded(repository)
+    verify_loaded(repository, public_key)
     if gpu == "required" and not has_gpu():
         raise UserError(
             f"--gpu required: no NVIDIA driver in this container ({GPU_DEVICE} is missing). Start it with a "
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--metrics-port", default=METRICS_PORT, type=int, help="0: any free one")
     add("--drain-s", default=DRAIN_TIMEOUT_S, type=float, help="given to requests in flight on SIGTERM")
     add("--silence-s", default=SILENCE_S, type=float, help="without any answer: hung, and the end")
+    add("--require-signature", type=Path, metavar="PEM", help="only what this public key's owner has signed")
     add("--tls-cert", type=Path, help="PEM file: gRPC speaks TLS alone, HTTP stays on loopback")
     add("--tls-key", type=Path, help="PEM file, of the certificate's key")
     add("--tls-client-ca", type=Path, help="PEM file: callers must show certificates signed by it")

@@ -26,12 +26,21 @@ CALL_TIMEOUT_S = 5.0
 POLL_S = 0.1
 # Triton forgets a request when its answer is complete; the front end then still has to write it out.
 FLUSH_S = 0.5
+# 2.51.0 keeps some requests for ever whose callers went away, so "none is held" may never come. A server that
+# finishes nothing for so long, while nothing new comes in, has nothing left that anybody waits for, or it
+# hangs. One batch of a large model on a slow CPU takes about a second.
+STILL_S = 10.0
 # States that the index knows besides READY, UNAVAILABLE and LOADING.
 HELD_STATES = ("READY", "UNLOADING")
 
 
 def drain(
-    host: str, http_port: int, *, timeout_s: float = DRAIN_TIMEOUT_S, headers: Mapping[str, str] | None = None
+    host: str,
+    http_port: int,
+    *,
+    timeout_s: float = DRAIN_TIMEOUT_S,
+    still_s: float = STILL_S,
+    headers: Mapping[str, str] | None = None,
 ) -> str | None:
     """Refuse what comes from now on, return when all that was accepted has been answered.
 
@@ -40,15 +49,26 @@ def drain(
     """
     ends_at_s = time.monotonic() + timeout_s
 
-    def call(path: str) -> str:
-        status, body = request(host, http_port, "POST", path, CALL_TIMEOUT_S, "{}", dict(headers or {}))
+    def call(path: str, method: str = "POST") -> str:
+        sent = "{}" if method == "POST" else None
+        status, body = request(host, http_port, method, path, CALL_TIMEOUT_S, sent, dict(headers or {}))
         if status != http.client.OK:
             raise _Refused(f"{path} was refused, HTTP {status}: {body.strip()}")
         return body
 
     try:
         call(f"/v2/repository/models/{ENSEMBLE}/unload")
+        moved_s, finished = time.monotonic(), ""
         while _is_held(call("/v2/repository/index")):
+            now_finished = _finished(call("/v2/models/stats", "GET"))
+            if now_finished != finished:
+                moved_s, finished = time.monotonic(), now_finished
+            elif time.monotonic() - moved_s > still_s:
+                sys.stderr.write(
+                    f"Triton still holds requests, but has finished none for {still_s:g} s: their callers "
+                    "went away, or a model's process hangs. Not waiting for them.\n"
+                )
+                return None
             if time.monotonic() > ends_at_s:
                 return f"requests were still in flight after {timeout_s:.0f} s"
             time.sleep(POLL_S)
@@ -64,6 +84,14 @@ class _Refused(Exception):
 
 def _is_held(index: str) -> bool:
     return any(model["name"] == ENSEMBLE and model.get("state") in HELD_STATES for model in json.loads(index))
+
+
+def _finished(statistics: str) -> str:
+    """What changes whenever any model finishes a batch or a request, in whichever way."""
+    models = json.loads(statistics)["model_stats"]
+    return json.dumps(
+        [[model["name"], model["execution_count"], model["inference_stats"]] for model in models]
+    )
 
 
 def main() -> None:
