@@ -13,7 +13,7 @@ import pytest
 import torch
 import tritonclient.grpc as triton
 from PIL import Image
-from raw_wire import ask_over_grpc, grpc_channel
+from raw_wire import Refused, ask_over_grpc, grpc_channel
 from tiny_repository import TinyImageEncoder, build_tiny_repository, script_to
 from torch import Tensor
 from tritonclient.utils import InferenceServerException
@@ -69,11 +69,31 @@ def test_a_request_that_waits_longer_than_its_timeout_is_dropped(
     assert ask_over_grpc(channel, b"", b"a red cat").shape == (3,)
     picture = large_picture()
     with ThreadPoolExecutor(32) as pool:
-        busy = [pool.submit(ask_over_grpc, channel, picture, b"") for _ in range(32)]
+        busy = [pool.submit(ask_over_grpc, channel, picture, b"") for _ in range(8)]
         outcomes = [pool.submit(ask_with_timeout, channel, timeout_us=1000) for _ in range(8)]
         dropped = [outcome.result() for outcome in outcomes]
         assert all(future.result().shape == (3,) for future in busy)  # nobody else's wait is cut short
     assert "[StatusCode.UNAVAILABLE] in ensemble 'classifier', Request timeout expired" in dropped
+
+
+def test_a_request_that_is_not_begun_within_the_queues_own_limit_is_refused(
+    server: Server, channel: triton.InferenceServerClient
+) -> None:
+    policy = configuration(server, "preprocess")["dynamic_batching"]["default_queue_policy"]
+    assert int(policy["default_timeout_microseconds"]) == 1_000_000
+    picture = large_picture()
+
+    def ask(_: int) -> str:
+        try:
+            return str(ask_over_grpc(channel, picture, b"").shape)
+        except Refused as error:
+            return str(error)
+
+    with ThreadPoolExecutor(64) as pool:
+        outcomes = set(pool.map(ask, range(64)))  # two batches of 16 are begun with at once
+    assert "(3,)" in outcomes
+    (refusal,) = outcomes - {"(3,)"}
+    assert "Request timeout expired" in refusal
 
 
 def test_batches_were_warmed_up_in_several_sizes_and_then_no_larger_than_preferred(
@@ -81,7 +101,7 @@ def test_batches_were_warmed_up_in_several_sizes_and_then_no_larger_than_preferr
 ) -> None:
     picture = small_picture()
     with ThreadPoolExecutor(64) as pool:
-        list(pool.map(lambda _: ask_over_grpc(channel, picture, b""), range(640)))
+        list(pool.map(lambda _: ask_over_grpc(channel, picture, b""), range(256)))
     server.stop()  # what instances print reaches the log when they end
     said = [line for line in server.log.read_text().splitlines() if line.startswith("rows")]
     for line in ("rows 1 present 1", "rows 4 present 4", "rows 8 present 8"):
