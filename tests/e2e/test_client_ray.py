@@ -39,8 +39,9 @@ ray.init(
 ray.data.DataContext.get_current().wait_for_min_actors_s = 120  # else the first one up may do it all
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
-children = {child.pid for child in psutil.Process().children(recursive=True)}
-sockets = [each for each in psutil.net_connections() if each.pid in children and each.status == "LISTEN"]
+own = psutil.Process()
+pids = {process.pid for process in (own, *own.children(recursive=True))}
+sockets = [each for each in psutil.net_connections() if each.pid in pids and each.status == "LISTEN"]
 print("listening on", *sorted({socket.laddr.ip.removeprefix("::ffff:") for socket in sockets}))
 """
 
