@@ -43,7 +43,7 @@ def plot_soak(
         if of_callers:
             values = [getattr(sample, of_callers) for sample in samples]
             axes.plot(seconds, values, color=GREY, label="callers")
-            axes.legend(frameon=False, loc="upper right")
+            axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
         axes.set_title(title, loc="left", fontweight="bold")
         axes.set_ylim(bottom=0)
         axes.axvspan(steady_from_s, max(seconds), color=PALE, alpha=0.25)
@@ -61,7 +61,9 @@ def plot_soak(
             va="top",
             fontsize=7.5,
         )
-    rest[-1].set_xlabel("seconds; grey: one server all the time, faults that it has to survive")
+    rest[-1].set_xlabel(
+        "seconds; grey: growth is judged here: one server, which has had each of the gentle faults before"
+    )
     figure.savefig(path)
 
 

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import re
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
-import torch
+from server_holdings import num_pending
 from serving_process import wait_for
-from tiny_repository import TinyImageEncoder, build_tiny_repository, script_to
-from torch import Tensor
+from tiny_repository import SlowImageEncoder, build_tiny_repository, script_to
 from traffic import Traffic
 
 from diptych.serving import Server
 from diptych_client import Answer, Client, Overloaded
-
-
-class SlowImageEncoder(TinyImageEncoder):
-    """Tens of milliseconds a batch, as a real one."""
-
-    def forward(self, pixel_values: Tensor, image_present: Tensor) -> Tensor:
-        colour = pixel_values.float().mean(dim=[2, 3]) / 255
-        busy = torch.ones(256, 256) * (1 + colour.mean())  # of an input, or freezing would work it out
-        for _ in range(20):
-            busy = torch.mm(busy, busy).clamp(0.0, 1.0)
-        features = (colour + 0 * busy.mean()).repeat(1, 171)[:, :512]
-        return torch.where(image_present, features, torch.zeros_like(features))
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +27,6 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
         server.wait_until_ready()
         yield server
-
-
-def num_pending(server: Server) -> float:
-    """Requests that are in some queue."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(server.metrics_url, timeout=30) as answer:
-        lines = answer.read().decode().splitlines()
-    gauges = [line for line in lines if line.startswith("nv_inference_pending_request_count{")]
-    assert gauges
-    return sum(float(line.split()[-1]) for line in gauges)
 
 
 def test_a_full_queue_refuses_and_what_is_accepted_is_answered(narrow: Server) -> None:

@@ -1,0 +1,136 @@
+"""What callers do to a server with the queues that we ship: deadlines that expire in heaps, processes that
+vanish in mid-request. It forgets them, and answers everybody else."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from server_holdings import Holdings, num_pending
+from serving_process import READY_TIMEOUT_S, ServingProcess, wait_for
+from tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
+from traffic import NO_RETRIES, Traffic
+
+from diptych.serving import Server
+from diptych_client import (
+    Answer,
+    Client,
+    ConnectionFailed,
+    DeadlineExceeded,
+    DiptychError,
+    ModelNotReady,
+    Overloaded,
+    ServerFault,
+)
+
+NUM_CALLS, CONCURRENCY = 1000, 64
+CALLER = """
+import sys, threading
+from diptych_client import Client
+client = Client(sys.argv[1], timeout_s=60)
+client.wait_until_ready(90)
+def call():
+    while True:
+        client.classify(text="a red cat")
+for _ in range(16):
+    threading.Thread(target=call).start()
+print("calling", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whose picture encoder takes as long as a real one, so that most deadlines expire in a queue."""
+    repository = build_tiny_repository(tmp_path_factory.mktemp("callers") / "model_repository")
+    script_to(repository / "image_encoder/1/model.pt", SlowImageEncoder())
+    write_manifest(repository)
+    return repository
+
+
+@pytest.fixture(scope="module")
+def busy(repository: Path) -> Iterator[Server]:
+    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+        server.wait_until_ready()
+        yield server
+
+
+def expect_nothing_kept(server: Server, before: Holdings) -> None:
+    """All queues are empty again, what the callers held is given back, and both wires answer."""
+    assert wait_for(lambda: num_pending(server) == 0)
+    # Pools of threads grow to what was once asked of them; a leak would be one of each for every call.
+    allowed = {"descriptors": 20, "threads": 100, "processes": 0, "shared_memory_mib": 128}
+    assert wait_for(lambda: not Holdings(server).has_grown_since(before, **allowed)), (
+        before.counts,
+        Holdings(server).counts,
+    )
+    assert server.process.poll() is None
+    for url in (server.grpc_url, server.http_url):
+        with Client(url, timeout_s=60) as client:
+            assert client.classify(text="a red cat").label
+
+
+def expire(url: str) -> Counter[type[Answer] | type[DiptychError]]:
+    """Deadlines of 1 to 200 ms, most of which end in a queue. Returns what became of the calls."""
+    chance = random.Random(0)
+    timeouts_s = [chance.uniform(0.001, 0.2) for _ in range(NUM_CALLS)]
+    with Client(url, retries=NO_RETRIES) as client, ThreadPoolExecutor(CONCURRENCY) as pool:
+
+        def call(timeout_s: float) -> type[Answer] | type[DiptychError]:
+            try:
+                return type(client.classify(text="a red cat", timeout_s=timeout_s))
+            except DiptychError as error:
+                return type(error)
+
+        return Counter(pool.map(call, timeouts_s))
+
+
+def vanish(url: str) -> None:
+    """A process of 16 callers, killed in mid-request."""
+    with subprocess.Popen([sys.executable, "-c", CALLER, url], stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout is not None
+        assert caller.stdout.readline() == "calling\n"
+        caller.kill()
+
+
+def test_a_thousand_deadlines_that_expire_leave_nothing_behind(busy: Server) -> None:
+    before = Holdings(busy)
+    outcomes = expire(busy.http_url)
+    assert outcomes.total() == NUM_CALLS
+    assert outcomes.keys() <= {Answer, DeadlineExceeded, Overloaded}, outcomes
+    assert outcomes[DeadlineExceeded] > 0
+    expect_nothing_kept(busy, before)
+
+
+def test_a_process_that_is_killed_in_mid_request_costs_nobody_else_an_answer(busy: Server) -> None:
+    before = Holdings(busy)
+    with Traffic([busy.grpc_url, busy.http_url], num_callers=4, timeout_s=60) as others:
+        for _ in range(2):
+            vanish(busy.http_url)
+        assert others.wait_for_answers(20)
+    assert others.broken == []
+    assert others.kinds().keys() == {Answer}
+    expect_nothing_kept(busy, before)
+
+
+def test_over_grpc_the_same_costs_a_start_at_worst(repository: Path) -> None:
+    """There, deadlines and lost connections cancel, and a race in that now and then ends 2.51.0."""
+    served = ServingProcess(repository)
+    try:
+        served.wait_until_ready()
+        outcomes = expire(served.url("gRPC"))
+        vanish(served.url("gRPC"))
+        assert outcomes.total() == NUM_CALLS
+        typed = {DeadlineExceeded, Overloaded, ConnectionFailed, ModelNotReady, ServerFault}
+        assert outcomes.keys() <= {Answer, *typed}
+        with Client(served.url("gRPC"), timeout_s=60) as client:
+            client.wait_until_ready(READY_TIMEOUT_S)
+            assert client.classify(text="a red cat").label
+        assert served.process.poll() is None
+    finally:
+        served.close()
