@@ -6,6 +6,7 @@ or text. What it counts ends in metrics, which hold kinds of inputs and numbers 
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -15,12 +16,16 @@ OUTPUTS = ("pixel_values", "image_present", "input_ids", "attention_mask")
 ROWS, ABSENT = "diptych_inputs_total", "diptych_absent_inputs_total"
 REJECTED, FAILED = "diptych_rejected_inputs_total", "diptych_preprocess_failures_total"
 PIXELS, TOKENS = "diptych_decoded_pixels_total", "diptych_tokens_total"
+# Gives way to the later steps where they share its cores: what is begun is finished first, and what is too
+# much waits here, or is refused, before any work is done.
+NICENESS = 10
 
 
 class TritonPythonModel:
     """One instance, one process; Triton calls `initialize` once, then `execute` with one batch at a time."""
 
     def initialize(self, args):
+        os.nice(NICENESS)
         directory = Path(args["model_repository"]) / args["model_version"]
         self._preprocessing = import_file(directory / "preprocessing.py")
         self._preprocessor = self._preprocessing.Preprocessor.load(directory)

@@ -22,7 +22,7 @@ from diptych.serving import Server
 from diptych.serving.settings import Settings
 
 SETTINGS = Settings(
-    preprocess_instances=2, image_encoder_instances=3, max_batch_size=16, max_queue_delay_us=500
+    preprocess_instances=2, image_encoder_instances=3, max_batch_size=16, preferred_batch_size=4
 )
 
 
@@ -59,7 +59,7 @@ def test_the_server_runs_with_the_settings_and_the_repository_keeps_its_own(serv
     for model in ("classifier", "preprocess", "image_encoder", "text_encoder", "fusion_head", "tally"):
         assert configuration(server, model)["max_batch_size"] == 16
     batching = configuration(server, "text_encoder")["dynamic_batching"]
-    assert batching["max_queue_delay_microseconds"] == 500
+    assert batching["preferred_batch_size"] == [4]
     assert "max_batch_size: 32" in (server.repository / "image_encoder/config.pbtxt").read_text()
 
 
@@ -76,11 +76,24 @@ def test_a_request_that_waits_longer_than_its_timeout_is_dropped(
     assert "[StatusCode.UNAVAILABLE] in ensemble 'classifier', Request timeout expired" in dropped
 
 
-def test_every_instance_has_run_batches_of_several_sizes_before_the_first_request(server: Server) -> None:
+def test_batches_were_warmed_up_in_several_sizes_and_then_no_larger_than_preferred(
+    server: Server, channel: triton.InferenceServerClient
+) -> None:
+    picture = small_picture()
+    with ThreadPoolExecutor(64) as pool:
+        list(pool.map(lambda _: ask_over_grpc(channel, picture, b""), range(640)))
     server.stop()  # what instances print reaches the log when they end
     said = [line for line in server.log.read_text().splitlines() if line.startswith("rows")]
     for line in ("rows 1 present 1", "rows 4 present 4", "rows 8 present 8"):
         assert said.count(line) >= SETTINGS.image_encoder_instances
+    sizes = {int(line.split()[1]) for line in said}
+    assert sizes <= {1, 2, 3, 4, 8}
+
+
+def small_picture() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, "PNG")
+    return file.getvalue()
 
 
 def ask_with_timeout(channel: triton.InferenceServerClient, *, timeout_us: int) -> str:

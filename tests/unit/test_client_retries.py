@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 import diptych_client
-from diptych_client import Client, DiptychError, InvalidInput, ModelNotReady, Overloaded, Retries
+from diptych_client import (
+    Client,
+    DeadlineExceeded,
+    DiptychError,
+    InvalidInput,
+    ModelNotReady,
+    Overloaded,
+    Retries,
+)
 from diptych_client.deadline import Deadline
 from diptych_client.errors import ConnectionFailed
 from diptych_client.retries import RetryBudget
@@ -38,7 +46,7 @@ def url(request: pytest.FixtureRequest, triton: FakeTriton) -> str:
     return triton.urls[request.param]
 
 
-@pytest.mark.parametrize("failure", [FULL, STOPPING])
+@pytest.mark.parametrize("failure", [FULL, STOPPING, EXPIRED])
 def test_a_request_that_was_refused_for_now_is_sent_again_under_its_id(
     triton: FakeTriton, url: str, failure: Failure
 ):
@@ -49,7 +57,14 @@ def test_a_request_that_was_refused_for_now_is_sent_again_under_its_id(
     assert triton.received[0].request_id == answer.request_id
 
 
-@pytest.mark.parametrize("failure", [EXPIRED, BAD, BROKEN])
+def test_a_queue_that_outlasted_the_callers_own_deadline_is_not_joined_again(triton: FakeTriton, url: str):
+    triton.failure = EXPIRED
+    with Client(url) as client, pytest.raises(DeadlineExceeded):
+        client.classify(text="words", timeout_s=0.1)
+    assert triton.num_failures <= 1
+
+
+@pytest.mark.parametrize("failure", [BAD, BROKEN])
 def test_what_another_attempt_cannot_mend_is_sent_once(triton: FakeTriton, url: str, failure: Failure):
     triton.failures = [failure]
     with Client(url) as client, pytest.raises(DiptychError):

@@ -28,7 +28,9 @@ TUNED = Settings(
     image_encoder_instances=3,
     text_encoder_instances=4,
     encoder_threads=2,
-    max_batch_size=8,
+    max_batch_size=16,
+    preferred_batch_size=4,
+    encoder_queue_size=0,
     max_queue_delay_us=700,
     precision="int8",
 )
@@ -49,9 +51,9 @@ def make_load(items_per_s: float, p99_ms: float, *, num_errors: int = 0) -> Load
 
 
 def a_machine(settings: Settings) -> Trial:
-    """Two image encoders suit it best; waiting for batches breaks the limit; threads cost a little."""
+    """Two image encoders suit it best; a cap on batches breaks the limit; threads cost a little."""
     items_per_s = {1: 50.0, 2: 90.0}.get(settings.image_encoder_instances, 70.0)
-    p99_ms = 60.0 + settings.max_queue_delay_us
+    p99_ms = 60.0 + 50 * settings.preferred_batch_size
     return Trial(settings=settings, loads=[make_load(items_per_s - 5 * settings.encoder_threads, p99_ms)])
 
 
@@ -114,7 +116,7 @@ def test_settings_are_written_into_every_config_and_comments_stay(tmp_path: Path
         path.parent.name: text_format.Parse(path.read_text(), ModelConfig())
         for path in repository.glob("*/config.pbtxt")
     }
-    assert {config.max_batch_size for config in configs.values()} == {8}
+    assert {config.max_batch_size for config in configs.values()} == {16}
     instances = {
         name: config.instance_group[0].count for name, config in configs.items() if config.instance_group
     }
@@ -122,6 +124,11 @@ def test_settings_are_written_into_every_config_and_comments_stay(tmp_path: Path
     for name in ("image_encoder", "text_encoder"):
         assert configs[name].parameters["INTRA_OP_THREAD_COUNT"].string_value == "2"
         assert configs[name].dynamic_batching.max_queue_delay_microseconds == 700
+        assert configs[name].dynamic_batching.preferred_batch_size == [4]
+        policy = configs[name].dynamic_batching.default_queue_policy
+        # All three, or Triton does not stage the next batch.
+        assert (policy.max_queue_size, policy.default_timeout_microseconds) == (0, 0)
+        assert not policy.allow_timeout_override
     for path, text in before.items():
         assert path.read_text().count("#") == text.count("#")
 
@@ -134,7 +141,7 @@ def test_a_tuned_copy_shares_the_files_and_leaves_the_original_alone(tmp_path: P
     copy_with_settings(TUNED, repository, tmp_path / "copy")
     assert (tmp_path / "copy/image_encoder/1/model.pt").samefile(repository / "image_encoder/1/model.pt")
     assert "max_batch_size: 32" in (repository / "classifier/config.pbtxt").read_text()
-    assert "max_batch_size: 8" in (tmp_path / "copy/classifier/config.pbtxt").read_text()
+    assert "max_batch_size: 16" in (tmp_path / "copy/classifier/config.pbtxt").read_text()
 
 
 def test_a_config_that_was_rewritten_by_hand_is_named(tmp_path: Path) -> None:
@@ -155,7 +162,8 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("max_batch = 3", "unknown key 'max_batch'. Known keys: preprocess_instances, "),
-        ("max_batch_size = 0", r"Expected `int` >= 1 - at `\$.max_batch_size`"),
+        ("max_batch_size = 0", r"Expected `int` >= 8 - at `\$.max_batch_size`"),
+        ("preferred_batch_size = 64", "preferred_batch_size 64 is above max_batch_size 32"),
         ("max_batch_size = ", "not valid TOML"),
         ('precision = "int4"', r"Invalid enum value 'int4' - at `\$.precision`"),
     ],

@@ -83,7 +83,7 @@ class DeadlineExceeded(DiptychError):
 
 
 class Overloaded(DiptychError):
-    """The server refused at once, because its queue is full."""
+    """The server refused: its queue is full, or longer than it lets anybody wait."""
 
 
 class ModelNotReady(DiptychError):
@@ -121,10 +121,13 @@ _ERROR_OF_CODE: dict[str, type[DiptychError]] = {
 
 _ABOUT_HEADERS = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
+# Waited in Triton's queue for longer than allowed: by the caller's deadline, or by the server's own limit.
+QUEUE_TIMEOUT = "Request timeout expired"
+
 # The code alone does not tell these apart (24.10 says UNAVAILABLE for the first six): the words do.
 _ERROR_OF_WORDS: tuple[tuple[str, type[DiptychError]], ...] = (
     ("Exceeds maximum queue size", Overloaded),
-    ("Request timeout expired", DeadlineExceeded),  # waited in Triton's queue for longer than allowed
+    (QUEUE_TIMEOUT, DeadlineExceeded),
     ("unknown model", ModelNotReady),
     ("not at ready state", ModelNotReady),
     ("stopped accepting new inference requests", ModelNotReady),

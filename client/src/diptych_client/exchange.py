@@ -14,11 +14,21 @@ from diptych_client.balancing import Balancer
 from diptych_client.contract import Reply, Request, ServerInfo
 from diptych_client.deadline import Deadline
 from diptych_client.endpoint import Address, Endpoint
-from diptych_client.errors import ConnectionFailed, DeadlineExceeded, DiptychError, ModelNotReady
+from diptych_client.errors import (
+    QUEUE_TIMEOUT,
+    ConnectionFailed,
+    DeadlineExceeded,
+    DiptychError,
+    ModelNotReady,
+    Overloaded,
+)
 from diptych_client.retries import Retries, RetryBudget
 from diptych_client.steps import Describe, Infer, Pause, Resolve, Steps
 
 T = TypeVar("T")
+
+# Who has more than this left when the server's queue lets him go has met the server's limit, not his own.
+TIME_LEFT_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +87,14 @@ class Exchange:
             started_s = time.monotonic()
             try:
                 reply = yield step(address)
-            except DiptychError as error:
+            except DiptychError as caught:
+                error = _by_time_left(caught, deadline)
                 error.redact(self._redact)
                 self._report(address, error)
                 has_other = at is None and self.balancer.has_other(tried)
                 pause_s = self._budget.pause_s(error, len(tried), deadline, has_other) if may_retry else None
                 if pause_s is None:
-                    raise
+                    raise error from caught.__cause__
             else:
                 self.balancer.report_answer(address)
                 self._budget.report_answer()
@@ -109,3 +120,10 @@ class Exchange:
             self.balancer.report_timeout(address)
         else:
             self.balancer.report_answer(address)
+
+
+def _by_time_left(error: DiptychError, deadline: Deadline) -> DiptychError:
+    is_early = QUEUE_TIMEOUT in error.message and deadline.allows(TIME_LEFT_S)
+    if is_early and isinstance(error, DeadlineExceeded):
+        return Overloaded(error.message, error.request_id)
+    return error

@@ -23,24 +23,39 @@ else:
 Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
 ENCODERS = ("image_encoder", "text_encoder")
+# Of a request in an encoder's queue, where that has a bound; the caller's own can only shorten it.
+TIMEOUT_US = 60_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """preprocess_instances and the like  processes of each step
-    encoder_threads     that one instance of an encoder computes with
-    max_batch_size      of every step
-    max_queue_delay_us  that a step waits for its batch to fill, in microseconds
-    precision           of the backbones, as `diptych export --precision` takes it
+    encoder_threads       that one instance of an encoder computes with
+    max_batch_size        rows that one request may carry, and the most that any step takes at once; at least
+                          the 8 that warm it up
+    preferred_batch_size  rows of waiting requests that an encoder joins; 0: up to max_batch_size
+    encoder_queue_size    requests that wait for an encoder before more are refused; 0: no bound and no
+                          timeout there; see its config.pbtxt
+    max_queue_delay_us    that a step waits for its batch to fill, in microseconds
+    precision             of the backbones, as `diptych export --precision` takes it
     """
 
     preprocess_instances: Count = 1
     image_encoder_instances: Count = 1
     text_encoder_instances: Count = 1
     encoder_threads: Count = 1
-    max_batch_size: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32
+    max_batch_size: Annotated[int, msgspec.Meta(ge=8, le=256)] = 32
+    preferred_batch_size: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    encoder_queue_size: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 256
     max_queue_delay_us: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.preferred_batch_size > self.max_batch_size:
+            raise ValueError(
+                f"preferred_batch_size {self.preferred_batch_size} is above "
+                f"max_batch_size {self.max_batch_size}"
+            )
 
     @classmethod
     def for_cores(cls, num_cores: int, *, on_gpu: bool = False) -> Settings:
@@ -48,8 +63,11 @@ class Settings:
 
         On CPUs the image encoder is most of the work and its instances are single-threaded, so it gets one a
         core: with one instance of it the second of two cores idled (40 items/s, 56 with two). The other steps
-        get a share: they wait for each other, and an idle instance costs its copy of the weights. On GPUs one
-        instance of an encoder fills the GPU with batches, and the cores decode pictures.
+        get a share: they wait for each other, and an idle instance costs its copy of the weights. Batches are
+        small there: past a few rows a larger one costs no less a row, and all that arrives meanwhile waits
+        for the whole of it.
+
+        On GPUs one instance of an encoder fills the GPU with batches, and the cores decode pictures.
         """
         if on_gpu:
             return cls(preprocess_instances=max(1, num_cores // 2))
@@ -57,6 +75,8 @@ class Settings:
             preprocess_instances=max(1, num_cores // 4),
             image_encoder_instances=num_cores,
             text_encoder_instances=max(1, num_cores // 2),
+            preferred_batch_size=4,
+            encoder_queue_size=0,
         )
 
 
@@ -109,7 +129,7 @@ def copy_with_settings(settings: Settings, repository: Path, to: Path) -> None:
 
 def _edit(text: str, settings: Settings, path: Path) -> str:
     model = path.parent.name
-    values = {r"^(max_batch_size: )\d+": settings.max_batch_size}
+    values: dict[str, int | str] = {r"^(max_batch_size: )\d+": settings.max_batch_size}
     if model in STEPS:
         values[r"^(  max_queue_delay_microseconds: )\d+"] = settings.max_queue_delay_us
     if (instances := getattr(settings, f"{model}_instances", None)) is not None:
@@ -118,6 +138,11 @@ def _edit(text: str, settings: Settings, path: Path) -> str:
         values[r'^(parameters \{ key: "INTRA_OP_THREAD_COUNT" value \{ string_value: ")\d+'] = (
             settings.encoder_threads
         )
+        is_bounded = settings.encoder_queue_size > 0
+        values[r"^(  preferred_batch_size: \[)\d*"] = settings.preferred_batch_size or ""
+        values[r"^(    max_queue_size: )\d+"] = settings.encoder_queue_size
+        values[r"^(    default_timeout_microseconds: )\d+"] = TIMEOUT_US if is_bounded else 0
+        values[r"^(    allow_timeout_override: )\w+"] = str(is_bounded).lower()
     for pattern, value in values.items():
         text, count = re.subn(pattern, rf"\g<1>{value}", text, flags=re.MULTILINE)
         if count != 1:

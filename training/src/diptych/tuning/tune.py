@@ -18,7 +18,7 @@ from diptych.data.location import Location
 from diptych.errors import UserError
 from diptych.progress import console
 from diptych.serving import Server
-from diptych.serving.hardware import num_cores
+from diptych.serving.hardware import has_gpu, num_cores
 from diptych.serving.settings import Settings, save_settings
 from diptych.tuning.closed_loop import Load, run_load, save_items
 from diptych.tuning.picture import plot_trials
@@ -65,7 +65,8 @@ def tune(
     """
     cores = num_cores()
     precision = next(iter(repositories))
-    start = dataclasses.replace(Settings.for_cores(cores), precision=precision)  # type: ignore[arg-type]
+    begin = Settings.for_cores(cores, on_gpu=has_gpu())
+    start = dataclasses.replace(begin, precision=precision)  # type: ignore[arg-type]
     clock = _Clock(config.budget_s)
     console.print(f"Budget {config.budget_s:.0f} s, {cores} cores, p99 at most {config.p99_ms:g} ms")
     with tempfile.TemporaryDirectory() as directory:
@@ -76,7 +77,7 @@ def tune(
             start_s = clock.spent_s
             trial = _run_trial(repositories[settings.precision], settings, path, config)
             clock.longest_s = max(clock.longest_s, clock.spent_s - start_s)
-            _say(trial, config, clock)
+            _say(trial, start, config, clock)
             return trial
 
         axes = axes_for(cores, list(repositories))
@@ -85,8 +86,8 @@ def tune(
         (trial for trial in trials if trial.settings == settings),
         key=lambda trial: trial.score(config.p99_ms),
     ).best(config.p99_ms)
-    save_settings(settings, out, _describe(best, trials, config, cores))
     plot_trials(trials, settings, config.p99_ms, plot)
+    save_settings(settings, out, _describe(best, trials, config, cores))
     return Tuned(settings=settings, trials=trials, best=best)
 
 
@@ -139,9 +140,8 @@ class _Clock:
         return self.spent_s + num_trials * self.longest_s <= self._budget_s
 
 
-def _say(trial: Trial, config: TuneConfig, clock: _Clock) -> None:
+def _say(trial: Trial, start: Settings, config: TuneConfig, clock: _Clock) -> None:
     load = trial.best(config.p99_ms)
-    start = Settings.for_cores(num_cores())
     changed = {
         name: value
         for name, value in dataclasses.asdict(trial.settings).items()
