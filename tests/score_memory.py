@@ -3,13 +3,13 @@
     python tests/score_memory.py 5000 20000 100000
 
 The server serves the tiny repository of the tests, so the client is what is measured. Each table is scored
-by a process of its own; its peak of resident memory is what the kernel says at its end.
+by a process of its own. Its peak of resident memory is read from /proc while it runs: what
+`wait4` tells counts from before the child has executed its own program, so it is this process's, far above.
 """
 
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +23,7 @@ from tiny_repository import build_tiny_repository
 from diptych.serving import Server
 
 NUM_PICTURES = 60
+LOOK_EVERY_S = 0.1
 
 
 def main() -> None:
@@ -50,13 +51,23 @@ def _score(server: Server, directory: Path, num_rows: int) -> str:
     command += ["--url", server.grpc_url, "--timeout-s", "60"]
     start_s = time.monotonic()
     process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
+    peak_kib = 0
+    while process.poll() is None:
+        peak_kib = max(peak_kib, _peak_kib(process.pid))
+        time.sleep(LOOK_EVERY_S)
     took_s = time.monotonic() - start_s
     rows = pq.read_table(out, columns=["row"])["row"].to_pylist()
-    if status or rows != list(range(1, num_rows + 1)):
-        raise SystemExit(f"{num_rows} rows: status {status}, {len(rows)} rows in the output")
-    peak_mib = usage.ru_maxrss / 1024
-    return f"{num_rows:>8,} rows: peak {peak_mib:.0f} MiB, {took_s:.0f} s, {num_rows / took_s:.0f} rows/s"
+    if process.returncode or rows != list(range(1, num_rows + 1)):
+        raise SystemExit(f"{num_rows} rows: status {process.returncode}, {len(rows)} rows in the output")
+    speed = f"{took_s:.0f} s, {num_rows / took_s:.0f} rows/s"
+    return f"{num_rows:>8,} rows: peak {peak_kib / 1024:.0f} MiB, {speed}"
+
+
+def _peak_kib(pid: int) -> int:
+    """0 after its end."""
+    status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
+    lines = dict(line.split(":", 1) for line in status.splitlines())
+    return int(lines["VmHWM"].split()[0]) if "VmHWM" in lines else 0
 
 
 if __name__ == "__main__":

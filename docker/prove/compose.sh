@@ -40,7 +40,7 @@ clean_up() {
 }
 trap clean_up EXIT
 
-install_tools podman runc netavark aardvark-dns iptables iproute2
+install_tools podman runc netavark aardvark-dns iptables iproute2 catatonit # the first process of `init: true`
 
 say "Up: ${services[*]}"
 # podman leaves the timers of health checks to systemd, and podman-compose knows no replicas.
@@ -62,5 +62,8 @@ say "Through the published ports"
 .venv/bin/python docker/prove/load.py || fail "the load test"
 
 say "Down"
-compose down --timeout 120 >/dev/null
+compose down --timeout 120 > "$store/down.log" 2>&1 || fail "down: $(cat "$store/down.log")"
+if grep SIGKILL "$store/down.log"; then fail "a container did not take SIGTERM"; fi
+left=$(engine ps --all --format '{{.Names}}' | grep ^diptych_ || true)
+[ -z "$left" ] || fail "left: $left"
 say "All held"

@@ -42,6 +42,21 @@ engine() { podman --log-level fatal "$@"; }
 
 say() { printf '\n== %s\n' "$*"; }
 
+# RUN steps see this machine's certificates: it may reach the package index through a proxy of its own.
+build() {
+    engine build --quiet --isolation chroot --format docker --timestamp 0 \
+        --volume /etc/ssl/certs/ca-certificates.crt:/etc/ssl/certs/ca-certificates.crt:ro "$@"
+}
+
+# A Debian with Python, for the stand-ins.
+make_debian() {
+    if engine image exists "$debian"; then return; fi
+    say "A Debian with Python"
+    mmdebstrap --quiet --variant=minbase \
+        --include=ca-certificates,libpython3.11,python3,python3-pip,python3-venv bookworm - |
+        engine import --quiet - "$debian"
+}
+
 install_tools() {
     local missing=()
     for package in "$@"; do

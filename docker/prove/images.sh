@@ -23,23 +23,12 @@ fail() {
 clean_up() { engine rm --force --time 5 "$probe" "$server" >/dev/null 2>&1 || true; }
 trap clean_up EXIT
 
-# RUN steps see this machine's certificates: it may reach the package index through a proxy of its own.
-build() {
-    engine build --quiet --isolation chroot --format docker --timestamp 0 \
-        --volume /etc/ssl/certs/ca-certificates.crt:/etc/ssl/certs/ca-certificates.crt:ro "$@"
-}
-
 build_serving() {
     build --build-arg "TRITON_IMAGE=$triton" --tag diptych-serving:proof --file docker/Dockerfile "$@" .
 }
 
 build_images() {
-    if ! engine image exists "$debian"; then
-        say "A Debian with Python, for the stand-ins"
-        mmdebstrap --quiet --variant=minbase \
-            --include=ca-certificates,libpython3.11,python3,python3-pip,python3-venv bookworm - |
-            engine import --quiet - "$debian"
-    fi
+    make_debian
     say "The stand-in for NVIDIA's image"
     build --build-context "site-packages=$packages" --build-arg "DEBIAN_IMAGE=$debian" \
         --tag "$triton" --file docker/prove/standin.Dockerfile docker/prove

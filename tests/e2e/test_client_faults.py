@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
+import signal
 import socket
 import threading
 import time
@@ -15,7 +17,7 @@ import pytest
 from hostile_proxy import Fault, HostileProxy
 from tiny_repository import build_tiny_repository
 
-from diptych.serving import Server
+from diptych.serving import Server, leftovers
 from diptych_client import (
     Answer,
     AsyncClient,
@@ -25,6 +27,7 @@ from diptych_client import (
     DiptychError,
     ModelNotReady,
     Retries,
+    ServerFault,
 )
 
 TIMEOUT_S = 1.5
@@ -254,3 +257,24 @@ def test_a_server_killed_and_restarted_under_load_costs_no_call_its_deadline(
     assert kinds[ConnectionFailed] > 0
     ids = [outcome.request_id for outcome in load.outcomes]
     assert len(set(ids)) == len(ids)
+
+
+def test_only_a_deep_look_sees_that_a_models_process_is_dead(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """A server that nobody supervises: `diptych serve` would start it again."""
+    repository = build_tiny_repository(tmp_path_factory.mktemp("dead") / "model_repository")
+    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+        server.wait_until_ready()
+        (stub,) = (
+            child for child in leftovers.children_of(server.process.pid) if child.model == "fusion_head"
+        )
+        os.kill(stub.pid, signal.SIGKILL)
+        for wire in WIRES:
+            with Client(f"{wire}://127.0.0.1:{port_of(server, wire)}", timeout_s=30) as client:
+                assert client.health().is_healthy  # so says Triton
+                health = client.health(deep=True)
+                assert not health.is_healthy
+                assert isinstance(health.error, ServerFault)
+                assert "fusion_head" in health.error.message
+        server.kill()  # an orderly end waits half a minute for the dead process

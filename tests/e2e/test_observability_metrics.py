@@ -89,6 +89,7 @@ def counted(repository: Path) -> Iterator[Server]:
         wait_for(running, lambda samples: ("diptych_inputs_total", "1") in samples)
         time.sleep(1.5)  # what came before is handed over
         yield running
+        running.kill()  # an orderly end waits half a minute for the process that a test has killed
 
 
 def test_items_are_counted_by_what_they_hold_and_by_what_becomes_of_them(counted):

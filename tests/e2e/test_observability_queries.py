@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes the real server while items come in: no panel and no rule comes back empty."""
+"""A real Prometheus scrapes the real server while Locust runs: no panel and no rule comes back empty."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 import importlib.util
 import json
 import re
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,13 @@ from pathlib import Path
 import pytest
 import yaml
 from prometheus import Prometheus, prometheus
-from raw_wire import Item
 
+from diptych.run import Run
 from diptych.serving import Server
-from diptych_client import Client, InvalidInput
 
-DOCKER = Path(__file__).parents[2] / "docker"
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+CALLS_PER_S = 20
 DATA_TIMEOUT_S = 120
 # What cannot have data here, and why. All of it must still parse.
 NEEDS_A_GPU = {"GPU", "GPU memory"}
@@ -62,26 +64,30 @@ def as_bool(query: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def watched(
-    server: Server, items: list[Item], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Prometheus]:
-    """Prometheus beside a server that is asked all kinds of items, and some that it must refuse."""
-    stop = threading.Event()
-
-    def ask_without_end() -> None:
-        with Client(server.grpc_url, timeout_s=60) as client:
-            while not stop.is_set():
-                for image, text in items:
-                    client.classify(image=image or None, text=text.decode() or None)
-                with contextlib.suppress(InvalidInput):
-                    client.classify(image=b"no picture")
-
-    asking = threading.Thread(target=ask_without_end)
-    with prometheus(server.metrics_url, tmp_path_factory.mktemp("prometheus")) as running:
-        asking.start()
+def watched(server: Server, tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Prometheus beside a server that Locust asks all kinds of items, and some that it must refuse."""
+    directory = tmp_path_factory.mktemp("prometheus")
+    with prometheus(server.metrics_url, directory) as running, load(server, tiny_run, directory):
         yield running
-        stop.set()
-        asking.join()
+
+
+@contextlib.contextmanager
+def load(server: Server, run: Run, results: Path) -> Iterator[None]:
+    """The load test's own users and mix, headless, for as long as it is needed."""
+    command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--only-summary"]
+    command += ["--host", server.grpc_url, "--users", str(CALLS_PER_S), "--run-time", "1h"]
+    command += ["--catalogue", str(run.config.data.test_csv), "--results", str(results)]
+    locust = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    said = []
+    try:
+        while not said or "All users spawned" not in said[-1]:
+            said.append(next(locust.stdout, ""))
+            assert said[-1], f"Locust did not start: {''.join(said)}"
+        yield
+        assert locust.poll() is None, f"Locust ended early: {''.join([*said, *locust.stdout])}"
+    finally:
+        locust.terminate()
+        locust.communicate()
 
 
 def wait_for_data(watched: Prometheus, queries: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -72,6 +72,7 @@ def traced(collector: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with Server(repository, http_port=0, grpc_port=0, metrics_port=0, tracing=tracing) as server:
         server.wait_until_ready()
         yield server
+        server.kill()  # seconds less than an orderly end, at which it waits for its exporter
 
 
 @pytest.fixture(scope="module")

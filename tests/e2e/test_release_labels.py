@@ -26,10 +26,10 @@ OLD_LABELS, NEW_LABELS = ("cold", "green", "warm"), ("warm", "green", "frozen")
 
 
 @pytest.fixture(scope="module")
-def relabelled(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def relabelled(tiny_run: Run, exported_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Version 2 answers with other labels than version 1, which serves."""
     repository = tmp_path_factory.mktemp("relabelled") / "model_repository"
-    export(tiny_run, repository)
+    shutil.copytree(exported_repository, repository)
     export(relabel(tiny_run, NEW_LABELS), repository, allow_new_labels=True)
     return repository
 

@@ -51,17 +51,15 @@ def spoiled_run(tiny_run: Run) -> Run:
     return dataclasses.replace(tiny_run, model=model)
 
 
-@pytest.fixture(scope="module")
-def repository(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Version 1, for the tests that only read or are refused."""
-    repository = tmp_path_factory.mktemp("export") / "model_repository"
-    export(tiny_run, repository)
-    return repository
+@pytest.fixture
+def repository(exported_repository: Path, tmp_path: Path) -> Path:
+    """A copy of version 1, to add others to."""
+    return shutil.copytree(exported_repository, tmp_path / "model_repository")
 
 
 @pytest.fixture(scope="module")
-def parts(repository: Path) -> dict[str, torch.jit.ScriptModule]:
-    return {name: load_script(repository / name / "1/model.pt") for name in PARTS}
+def parts(exported_repository: Path) -> dict[str, torch.jit.ScriptModule]:
+    return {name: load_script(exported_repository / name / "1/model.pt") for name in PARTS}
 
 
 def contents(directory: Path) -> dict[str, str]:
@@ -80,8 +78,8 @@ def read_ensemble(repository: Path) -> ModelConfig:
     return text_format.Parse((repository / "classifier/config.pbtxt").read_text(), ModelConfig())
 
 
-def test_a_repository_holds_one_complete_version_of_every_model(repository: Path) -> None:
-    assert sorted(contents(repository)) == sorted(
+def test_a_repository_holds_one_complete_version_of_every_model(exported_repository: Path) -> None:
+    assert sorted(contents(exported_repository)) == sorted(
         [
             *MODELS,
             *(f"{model}/config.pbtxt" for model in MODELS),
@@ -101,19 +99,19 @@ def test_a_repository_holds_one_complete_version_of_every_model(repository: Path
             "preprocess/1/tokenizer.json",
         ]
     )
-    assert [path.name for path in repository.parent.iterdir()] == [repository.name]
+    assert [path.name for path in exported_repository.parent.iterdir()] == [exported_repository.name]
 
 
 def test_the_manifest_keeps_the_parity_figures_and_the_checksum_of_every_file(
-    repository: Path, tiny_run: Run
+    exported_repository: Path, tiny_run: Run
 ) -> None:
-    manifest = json.loads((repository / "classifier/1/manifest.json").read_text())
+    manifest = json.loads((exported_repository / "classifier/1/manifest.json").read_text())
     assert [result["form"] for result in manifest["parity"]] == ["TorchScript", "reloaded files"]
     for result in manifest["parity"]:
         assert 0 <= result["max_difference"] <= 1e-5
         assert result["label_agreement"] == 1.0
         assert result["num_rows"] > 100
-    files = {name: found for name, found in contents(repository).items() if found != "directory"}
+    files = {name: found for name, found in contents(exported_repository).items() if found != "directory"}
     del files["classifier/1/manifest.json"]
     assert manifest["sha256"] == files
     assert manifest["run"]["weights_sha256"] == checksum(tiny_run.directory / "model.safetensors")
@@ -186,10 +184,8 @@ def test_a_refused_second_export_leaves_the_first_as_it_was(spoiled_run: Run, re
 
 
 def test_exporting_again_adds_a_version_of_every_part_and_changes_nothing_that_serves(
-    tiny_run: Run, tmp_path: Path
+    tiny_run: Run, repository: Path, tmp_path: Path
 ) -> None:
-    repository = tmp_path / "model_repository"
-    export(tiny_run, repository)
     first = contents(repository)
     version, _ = export(tiny_run, repository)
     second = contents(repository)
@@ -215,10 +211,8 @@ def test_settings_are_exported_and_outlive_the_next_version(tiny_run: Run, tmp_p
 
 
 def test_pictures_for_warming_up_have_the_models_size_and_are_left_out_where_versions_differ(
-    tiny_run: Run, tmp_path: Path
+    tiny_run: Run, repository: Path
 ) -> None:
-    repository = tmp_path / "model_repository"
-    export(tiny_run, repository)
     config = repository / "image_encoder/config.pbtxt"
     assert config.read_text().count("dims: [ 3, 64, 64 ]") == 3
     assert 'input_data_file: "true"' in config.read_text()
@@ -229,23 +223,20 @@ def test_pictures_for_warming_up_have_the_models_size_and_are_left_out_where_ver
     assert 'input_data_file: "true"' not in config.read_text()
 
 
-def test_other_labels_are_refused_unless_asked_for_by_name(
-    tiny_run: Run, repository: Path, tmp_path: Path
-) -> None:
-    copied = shutil.copytree(repository, tmp_path / "model_repository")
+def test_other_labels_are_refused_unless_asked_for_by_name(tiny_run: Run, repository: Path) -> None:
     other = relabel(tiny_run, ["warm", "green", "frozen"])
-    before = contents(copied)
+    before = contents(repository)
     with pytest.raises(
         UserError,
         match=r"version 1, which serves, has other labels than .*: it adds frozen; lacks cold; has the order "
         r"warm, green, frozen\..*--to, or here with --allow-new-labels",
     ):
-        export(other, copied)
-    assert contents(copied) == before
-    assert export(other, copied, allow_new_labels=True)[0] == 2
-    assert (copied / "classifier/2/labels.txt").read_text() == "warm\ngreen\nfrozen\n"
-    assert (copied / "classifier/1/labels.txt").read_text() == "cold\ngreen\nwarm\n"
-    assert {name: found for name, found in contents(copied).items() if name in before} == before
+        export(other, repository)
+    assert contents(repository) == before
+    assert export(other, repository, allow_new_labels=True)[0] == 2
+    assert (repository / "classifier/2/labels.txt").read_text() == "warm\ngreen\nfrozen\n"
+    assert (repository / "classifier/1/labels.txt").read_text() == "cold\ngreen\nwarm\n"
+    assert {name: found for name, found in contents(repository).items() if name in before} == before
 
 
 def make_a_foreign_directory(path: Path) -> None:
@@ -285,9 +276,9 @@ def test_what_is_no_repository_is_left_alone(
     assert contents(tmp_path) == before
 
 
-def test_an_export_that_cannot_be_moved_into_place_takes_all_back(tiny_run: Run, tmp_path: Path) -> None:
-    repository = tmp_path / "model_repository"
-    export(tiny_run, repository)
+def test_an_export_that_cannot_be_moved_into_place_takes_all_back(
+    tiny_run: Run, repository: Path, tmp_path: Path
+) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
         shutil.move(repository / "preprocess", elsewhere)
         # On another file system, where a directory cannot be renamed to.
