@@ -42,7 +42,7 @@ class Plan:
 
     num_rounds: int = 2
     load_s: float = 4.0
-    steady_s: float = 15.0
+    steady_s: float = 30.0
     soak_s: float = 60.0
     target: str = "cpu"
 
