@@ -56,5 +56,5 @@ def plot_soaks(outcomes: Mapping[str, Outcome], path: Path) -> None:
         items.set(title=f"{name}: R² {outcome.soak.r_squared:.4f}", xlabel="seconds", ylabel="items answered")
         memory.plot(outcome.soak.num_items, outcome.soak.memory_mib, color=THIRD)
         memory.set(xlabel="items answered", ylabel="server's memory, MiB")
-        memory.set_ylim(bottom=0)
+        memory.set_ylim(0, 1.15 * max(outcome.soak.memory_mib))
     figure.savefig(path)
