@@ -68,7 +68,7 @@ def test_health_is_an_inference(triton: FakeTriton, capsys):
     [
         (Failure("INTERNAL", 500, "stub died"), 1),
         (Failure("INVALID_ARGUMENT", 400, "preprocess: image: found a text file"), 2),
-        (Failure("UNAVAILABLE", 503, "Request timeout expired"), 4),
+        (Failure("UNAVAILABLE", 503, "Request timeout expired"), 5),
         (Failure("UNAVAILABLE", 503, "Exceeds maximum queue size"), 5),
         (Failure("NOT_FOUND", 404, "Request for unknown model: 'classifier' is not found"), 6),
     ],

@@ -63,10 +63,12 @@ def parts(exported_repository: Path) -> dict[str, torch.jit.ScriptModule]:
 
 
 def contents(directory: Path) -> dict[str, str]:
-    """Every file below and its checksum; every directory."""
+    """Every file below and its checksum; every directory. Not what Python keeps of modules that ran: other
+    tests serve the session's repository."""
     return {
         str(path.relative_to(directory)): checksum(path) if path.is_file() else "directory"
         for path in sorted(directory.rglob("*"))
+        if "__pycache__" not in path.parts
     }
 
 
