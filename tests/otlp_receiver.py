@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-TIMEOUT_S = 60
+TIMEOUT_S = 30
 
 
 @dataclasses.dataclass(frozen=True)

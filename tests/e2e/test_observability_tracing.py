@@ -77,16 +77,30 @@ def traced(collector: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="module")
 def traces(collector: Receiver, traced: Server) -> dict[str, list[Span]]:
-    """All spans of each case, by the name of the program's own."""
-    run(PROGRAM, collector.url, traced.grpc_url, traced.http_url)
+    """All spans of each case, by the name of the program's own.
+
+    tritonserver 2.51.0 now and then loses the spans of its last requests: then the program runs again.
+    """
 
     def is_complete(spans: list[Span]) -> bool:
         """A request's span ends after all below it."""
-        attempts = {span.span_id for span in spans if span.name == "infer classifier"}
-        parents = {span.parent_id for span in spans if span.service == SERVICE}
+        attempts = {span.span_id for span in new(spans) if span.name == "infer classifier"}
+        parents = {span.parent_id for span in new(spans) if span.service == SERVICE}
         return len(attempts) >= NUM_ATTEMPTS * len(WIRES) and attempts <= parents
 
-    spans = collector.wait_for(is_complete)
+    for is_last in (False, False, True):
+        known = {span.trace_id for span in collector.spans}
+
+        def new(spans: list[Span], known: set[str] = known) -> list[Span]:
+            return [span for span in spans if span.trace_id not in known]
+
+        run(PROGRAM, collector.url, traced.grpc_url, traced.http_url)
+        try:
+            spans = new(collector.wait_for(is_complete))
+            break
+        except AssertionError:
+            if is_last:
+                raise
     roots = {span.trace_id: span.name for span in spans if span.service == "shop" and not span.parent_id}
     cases: dict[str, list[Span]] = {name: [] for name in roots.values()}
     for span in spans:
