@@ -19,7 +19,6 @@ import grpc
 import pytest
 import yaml
 from raw_wire import Item
-from serving_process import wait_for
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from diptych.serving import Server
@@ -259,4 +258,3 @@ def test_nothing_that_administers_is_behind_it_over_grpc(proxy: Proxy) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             list(channel.stream_stream(f"{SERVICE}/ModelStreamInfer")(iter([b""]), timeout=HANG_S))
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert wait_for(lambda: proxy.triton.process.poll() is None)

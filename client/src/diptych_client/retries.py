@@ -17,7 +17,8 @@ from typing import Optional
 from diptych_client.deadline import Deadline
 from diptych_client.errors import ConnectionFailed, DiptychError, InvalidInput, ModelNotReady, Overloaded
 
-# A request that has waited too long in Triton's queue is UNAVAILABLE too, but comes as DeadlineExceeded.
+# A request that has waited in Triton's queue until its own deadline is UNAVAILABLE too, but comes as
+# DeadlineExceeded; one that has met the server's limit there, with time left, as Overloaded.
 RETRIED = (ConnectionFailed, ModelNotReady, Overloaded)
 
 

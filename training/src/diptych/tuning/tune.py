@@ -86,8 +86,8 @@ def tune(
         (trial for trial in trials if trial.settings == settings),
         key=lambda trial: trial.score(config.p99_ms),
     ).best(config.p99_ms)
-    plot_trials(trials, settings, config.p99_ms, plot)
     save_settings(settings, out, _describe(best, trials, config, cores))
+    plot_trials(trials, settings, config.p99_ms, plot)
     return Tuned(settings=settings, trials=trials, best=best)
 
 
