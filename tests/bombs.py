@@ -71,11 +71,11 @@ def jpeg_exif(exif: bytes) -> bytes:
     return b"".join(jpeg_segment(0xE1, b"Exif\0\0" + part) for part in parts)
 
 
-def many_scans(side_px: int, num_scans: int) -> bytes:
+def many_scans(side_px: int, num_scans: int, between: bytes = b"") -> bytes:
     """A progressive JPEG that says the same again and again, a few bytes each time."""
     jpeg = encode(flat("L", side_px, side_px), "JPEG", progressive=True)
     scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
-    return jpeg[:-2] + scan * (num_scans - jpeg.count(b"\xff\xda")) + jpeg[-2:]
+    return jpeg[:-2] + (between + scan) * (num_scans - jpeg.count(b"\xff\xda")) + jpeg[-2:]
 
 
 def large_canvas_webp(side_px: int = 16_384) -> bytes:
@@ -112,8 +112,11 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "BMP of run lengths": run_length_bmp,
     "JPEG, one scan, 64 megapixels": lambda: encode(flat("RGB", 8000, 8000), "JPEG"),
     "JPEG, progressive, 12 megapixels": lambda: encode(flat("RGB", 4000, 3000), "JPEG", progressive=True),
-    "JPEG, 120 scans of a megapixel": lambda: many_scans(1024, 120),
+    "JPEG, 95 scans of a megapixel": lambda: many_scans(1024, 95),
     "JPEG, 1,000 scans of 16 megapixels": lambda: many_scans(4000, 1000),
+    "JPEG, 200 scans behind false ones": lambda: many_scans(
+        4000, 200, between=jpeg_segment(0xFE, b"\xff\xda")
+    ),
     "overlapping EXIF in a PNG": lambda: into_png(png_chunk(b"eXIf", overlapping_exif())),
     "overlapping EXIF in a JPEG": lambda: into_jpeg(jpeg_exif(overlapping_exif())),
     "overlapping EXIF in a WebP": lambda: encode(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import operator
 import re
 import struct
 import warnings
@@ -39,10 +40,13 @@ WHITE = (255, 255, 255)
 MAX_SEGMENTS = 6_000
 # Of a JPEG in many scans; two bytes each, so 64 MiB. A 12-megapixel photo has 18 million.
 MAX_COEFFICIENTS = 2**25
-# A tenth of a second. Cameras and web tools write about ten scans, so that 12 megapixels pass.
-MAX_SCANNED_PIXELS = 128_000_000
+# A tenth of a second. The usual ten scans visit the brightness of each pixel six times, and the two colours,
+# which have a quarter as many samples, four times each: 8 samples a pixel, so that 12 megapixels pass.
+MAX_SCANNED_SAMPLES = 100_000_000
+MAX_SCANS = 500
 
 JPEG_MARKER = re.compile(rb"\xff+[\x01-\xfe]")  # any number of filling bytes, then its number
+JPEG_SCAN = re.compile(rb"\xff\xda(?=...)", re.DOTALL)  # what is counted twice costs nobody but its author
 PROGRESSIVE = 0xC2
 JPEG_FRAMES = (0xC0, 0xC1, PROGRESSIVE)
 EXIF_ORIENTATION = 0x0112
@@ -303,7 +307,8 @@ def _require_cheap(image: Image.Image, bare: BareFile, spec: PreprocessingSpec) 
         WebP                        17 ms     25 ms     16 MB
         GIF                          8 ms                5 MB
         JPEG, one scan             0.6 ms      2 ms      0 MB   decoded by rows, at a reduced scale
-        JPEG, progressive          1 ms a scan           6 MB   all its coefficients are kept
+        JPEG, progressive          1 ms a scan           6 MB   all its coefficients are kept; a scan of a
+                                                                colour at half the resolution costs a quarter
     """
     pixels = image.width * image.height
     is_cheap = bare.format == "JPEG"
@@ -311,10 +316,11 @@ def _require_cheap(image: Image.Image, bare: BareFile, spec: PreprocessingSpec) 
         found = f"{image.width} x {image.height} pixels in a {bare.format}"
         raise InvalidInput("image", found, _accepted_size(spec), IMAGE_PIXELS)
     if bare.num_scans > 1 and (
-        pixels * bare.samples_per_pixel > MAX_COEFFICIENTS or pixels * bare.num_scans > MAX_SCANNED_PIXELS
+        pixels * bare.samples_per_pixel > MAX_COEFFICIENTS
+        or pixels * bare.scanned_samples_per_pixel > MAX_SCANNED_SAMPLES
     ):
         found = f"{image.width} x {image.height} pixels in a progressive JPEG of {bare.num_scans} scans"
-        accepted = f"at most {MAX_SCANNED_PIXELS:,} pixels in all scans together; save it as baseline"
+        accepted = f"at most {MAX_SCANNED_SAMPLES:,} samples in all scans together; save it as baseline"
         raise InvalidInput("image", found, accepted, IMAGE_PIXELS)
 
 
@@ -362,9 +368,10 @@ def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:
 class BareFile:
     """An image file without what its pixels do not need.
 
-    orientation        as in EXIF; 1: upright
-    num_scans          of a JPEG that keeps its coefficients until the last scan; 1: all others
-    samples_per_pixel  of such a JPEG; 1.5 with the usual 4:2:0
+    orientation                as in EXIF; 1: upright
+    num_scans                  of a JPEG that keeps its coefficients until the last scan; 1: all others
+    samples_per_pixel          of such a JPEG; 1.5 with the usual 4:2:0
+    scanned_samples_per_pixel  the same, summed over its scans
     """
 
     format: str
@@ -372,6 +379,7 @@ class BareFile:
     orientation: int = 1
     num_scans: int = 1
     samples_per_pixel: float = 1
+    scanned_samples_per_pixel: float = 1
 
 
 def strip_metadata(data: bytes) -> BareFile:
@@ -385,27 +393,41 @@ def strip_metadata(data: bytes) -> BareFile:
 def _strip_jpeg(data: bytes) -> BareFile:
     """Keep tables, frame and scans; of the application segments JFIF's and Adobe's: they tell the colours."""
     kept, exif = [data[:2]], b""
-    frame_marker, samples = 0, [0]
+    frame_marker, components, samples = 0, b"", [0]
     for marker, start, end in _jpeg_segments(data):
         if marker in JPEG_FRAMES:
             frame_marker = marker
+            components = data[start + 10 : end : 3]
             samples = [(factors >> 4) * (factors & 15) for factors in data[start + 11 : end : 3]]
         if marker == 0xDA:  # the first scan; all after it is the decoder's
             if not any(samples):
                 raise ValueError("neither baseline nor progressive")
             keeps_coefficients = frame_marker == PROGRESSIVE or data[start + 4] < len(samples)
+            scans = _scans(data, start) if keeps_coefficients else [components]
+            costs = dict(sorted(zip(components, samples, strict=False), key=operator.itemgetter(1)))
+            full = max(samples)
+            scanned = sum(costs.get(component, full) for scan in scans for component in scan)
             return BareFile(
                 format="JPEG",
                 data=b"".join([*kept, memoryview(data)[start:]]),
                 orientation=_orientation(exif),
-                num_scans=max(2, data.count(b"\xff\xda", start)) if keeps_coefficients else 1,
-                samples_per_pixel=sum(samples) / max(samples),
+                num_scans=max(2, len(scans)) if keeps_coefficients else 1,
+                samples_per_pixel=sum(samples) / full,
+                scanned_samples_per_pixel=scanned / full,
             )
         if marker in (0xE0, 0xEE) or not 0xE0 <= marker <= 0xFE:
             kept.append(data[start:end])
         elif marker == 0xE1 and not exif and data.startswith(b"Exif\0\0", start + 4):
             exif = data[start + 4 : end]
     raise ValueError("no picture in it")
+
+
+def _scans(data: bytes, start: int) -> list[bytes]:
+    """The components that each scan of a JPEG visits. Raises ValueError where there are far too many."""
+    if data.count(b"\xff\xda", start) > MAX_SCANS:
+        raise ValueError(f"more than {MAX_SCANS} scans")
+    heads = (match.start() + 5 for match in JPEG_SCAN.finditer(data, start))
+    return [data[head : head + 2 * data[head - 1] : 2] for head in heads]
 
 
 def _strip_png(data: bytes) -> BareFile:
