@@ -1,4 +1,4 @@
-"""The traffic: good callers over both wires, one in a hurry, one that sends rubbish. Answers are compared."""
+"""The traffic: good callers over both wires, hurried ones, one that sends rubbish. Answers are compared."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Callers:
         self._items, self._ledger = items, ledger
         self._is_over = threading.Event()
         jobs = [(self._call, url) for url in (*urls, *urls)]
-        # In a hurry over HTTP, for a deadline that expires there does not cancel: see `Faults`.
-        jobs += [(self._call_in_a_hurry, urls[1]), (self._send_rubbish, urls[0])]
+        jobs += [(self._call_in_a_hurry, url) for url in urls]
+        jobs.append((self._send_rubbish, urls[0]))
         self._threads = [
             threading.Thread(target=self._work, args=(job, url, seed), daemon=True)
             for seed, (job, url) in enumerate(jobs)

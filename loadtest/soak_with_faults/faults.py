@@ -66,13 +66,13 @@ class Faults:
         self.harsh = [
             Fault("kill -9 of a stub", self._kill_stub, Ends.ALWAYS),
             Fault("kill -9 of tritonserver", self._kill_server, Ends.ALWAYS),
-            Fault("storm of deadlines, gRPC", lambda: self._storm(grpc_url), Ends.PERHAPS),
             Fault("SIGTERM, then a new start", self._drain_and_start, Ends.ALWAYS),
             Fault("clients vanish, gRPC", lambda: self._vanish(grpc_url), Ends.PERHAPS),
             Fault("a stub stopped (SIGSTOP)", self._stop_stub, Ends.ALWAYS),
         ]
         self.gentle = [
-            Fault("storm of deadlines", lambda: self._storm(http_url), Ends.NEVER),
+            Fault("storm of deadlines, gRPC", lambda: self._storm(grpc_url), Ends.NEVER),
+            Fault("storm of deadlines, HTTP", lambda: self._storm(http_url), Ends.NEVER),
             Fault("full queue", self._burst, Ends.NEVER),
             Fault("clients vanish", lambda: self._vanish(http_url), Ends.NEVER),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,6 +58,7 @@ WIRES = ["grpc", "http", "async grpc", "async http"]
 TIMEOUT_S = 120
 # The request for the answer and the one for the labels.
 NUM_ATTEMPTS = 2
+MAX_RUNS = 5
 
 
 @pytest.fixture(scope="module")
@@ -79,28 +81,26 @@ def traced(collector: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def traces(collector: Receiver, traced: Server) -> dict[str, list[Span]]:
     """All spans of each case, by the name of the program's own.
 
-    tritonserver 2.51.0 now and then loses the spans of its last requests: then the program runs again.
+    tritonserver 2.51.0 loses the spans of some 2 % of requests over gRPC: then the program runs again.
     """
 
     def is_complete(spans: list[Span]) -> bool:
         """A request's span ends after all below it."""
-        attempts = {span.span_id for span in new(spans) if span.name == "infer classifier"}
-        parents = {span.parent_id for span in new(spans) if span.service == SERVICE}
-        return len(attempts) >= NUM_ATTEMPTS * len(WIRES) and attempts <= parents
+        wires = {span.trace_id for span in spans[num_before:] if span.name in WIRES}
+        attempts = {
+            span.span_id for span in spans if span.name == "infer classifier" and span.trace_id in wires
+        }
+        parents = {span.parent_id for span in spans if span.service == SERVICE}
+        return len(attempts) == NUM_ATTEMPTS * len(WIRES) and attempts <= parents
 
-    for is_last in (False, False, True):
-        known = {span.trace_id for span in collector.spans}
-
-        def new(spans: list[Span], known: set[str] = known) -> list[Span]:
-            return [span for span in spans if span.trace_id not in known]
-
+    for _ in range(MAX_RUNS):
+        num_before = len(collector.spans)
         run(PROGRAM, collector.url, traced.grpc_url, traced.http_url)
-        try:
-            spans = new(collector.wait_for(is_complete))
+        with contextlib.suppress(TimeoutError):
+            spans = collector.wait_for(is_complete)[num_before:]
             break
-        except AssertionError:
-            if is_last:
-                raise
+    else:
+        raise AssertionError(f"these spans came: {collector.spans}")
     roots = {span.trace_id: span.name for span in spans if span.service == "shop" and not span.parent_id}
     cases: dict[str, list[Span]] = {name: [] for name in roots.values()}
     for span in spans:

@@ -25,6 +25,7 @@ class AsyncGrpcTransport:
         self._headers = wire.headers
         self._channel = grpc_channel.open_channel(address, wire, grpc.aio)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._given_up: set[asyncio.Task[Any]] = set()
         self._is_closed = False
 
     async def infer(self, request: Request, deadline: Deadline) -> Reply:
@@ -42,6 +43,8 @@ class AsyncGrpcTransport:
 
     async def close(self) -> None:
         self._is_closed = True
+        if self._given_up:
+            await asyncio.wait(self._given_up, timeout=grpc_channel.LINGER_S)
         await self._channel.close()
 
     async def _call(
@@ -51,12 +54,30 @@ class AsyncGrpcTransport:
         deadline: Deadline,
         request_id: Optional[str] = None,
     ) -> Any:
-        metadata = self._headers.pairs()
+        remaining_s = deadline.remaining_s(request_id)
+        call = asyncio.ensure_future(self._begin(method, message, remaining_s))
         try:
-            return await method(message, timeout=deadline.remaining_s(request_id), metadata=metadata)
+            await asyncio.wait([call], timeout=remaining_s)
+            return call.result()
+        except asyncio.InvalidStateError:
+            raise deadline.exceeded(request_id) from None
         except grpc.RpcError as error:
             raise grpc_channel.explain(error, self._address, deadline, request_id) from None
         except (asyncio.CancelledError, grpc.aio.UsageError):
             if not self._is_closed:  # the caller's own task was cancelled
                 raise
             raise ConnectionFailed(f"{self._address}: the client was closed", request_id) from None
+        finally:
+            if not call.done():
+                self._given_up.add(call)
+                call.add_done_callback(self._forget)
+
+    async def _begin(self, method: Callable[..., Any], message: object, remaining_s: float) -> Any:
+        timeout_s = remaining_s + grpc_channel.GRACE_S
+        return await method(message, timeout=timeout_s, metadata=self._headers.pairs())
+
+    def _forget(self, call: asyncio.Task[Any]) -> None:
+        """An error that is never looked at would be reported by asyncio."""
+        self._given_up.discard(call)
+        if not call.cancelled():
+            call.exception()

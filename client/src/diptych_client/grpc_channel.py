@@ -23,6 +23,16 @@ SERVER_METADATA = service_pb2.ServerMetadataRequest()
 MODEL_READY = service_pb2.ModelReadyRequest(name=MODEL)
 MODEL_METADATA = service_pb2.ModelMetadataRequest(name=MODEL)
 
+# A deadline that the server sees cancels the call there, and in tritonserver 2.51.0 that races with the
+# answer: docs/promises.md. So the caller's deadline is kept here, and gRPC's own lies this much later. The
+# `timeout` in the request is still the caller's: what is late is dropped from Triton's queue.
+GRACE_S = 5.0
+# Closing cancels too: how long it waits for the answers that nobody waits for any more.
+LINGER_S = 2.0
+# A blocking call cannot be given up, and one that can be takes another thread, 0.2 ms of CPU more. Who has
+# this much time left has an answer or a refusal by then, unless the server hangs.
+LONG_S = 5.0
+
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     # gRPC refuses messages above 4 MiB unless told otherwise, and photographs are larger. -1: no limit here.
     ("grpc.max_send_message_length", -1),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import time
 from typing import Any, Optional
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
@@ -25,6 +26,7 @@ class GrpcTransport:
         self._headers = wire.headers
         self._channel = grpc_channel.open_channel(address, wire, grpc)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._given_up: set[Any] = set()  # calls that would be cancelled if nobody held them
 
     def infer(self, request: Request, deadline: Deadline) -> Reply:
         message = grpc_codec.encode_request(request, deadline.remaining_s(request.request_id))
@@ -40,18 +42,29 @@ class GrpcTransport:
         return grpc_codec.decode_info(server, ready, model)
 
     def close(self) -> None:
+        ends_s = time.monotonic() + grpc_channel.LINGER_S
+        for call in tuple(self._given_up):
+            with contextlib.suppress(grpc.FutureTimeoutError, grpc.FutureCancelledError):
+                call.exception(max(0.0, ends_s - time.monotonic()))
         self._channel.close()
 
     def _call(
         self,
-        method: Callable[..., Any],
+        method: Any,
         message: object,
         deadline: Deadline,
         request_id: Optional[str] = None,
     ) -> Any:
-        metadata = self._headers.pairs()
+        remaining_s, metadata = deadline.remaining_s(request_id), self._headers.pairs()
         try:
-            return method(message, timeout=deadline.remaining_s(request_id), metadata=metadata)
+            if remaining_s > grpc_channel.LONG_S:
+                return method(message, timeout=remaining_s, metadata=metadata)
+            call = method.future(message, timeout=remaining_s + grpc_channel.GRACE_S, metadata=metadata)
+            return call.result(remaining_s)
+        except grpc.FutureTimeoutError:
+            self._given_up.add(call)
+            call.add_done_callback(self._given_up.discard)
+            raise deadline.exceeded(request_id) from None
         except grpc.RpcError as error:
             raise grpc_channel.explain(error, self._address, deadline, request_id) from None
         except ValueError as error:  # how gRPC says that another thread has closed the channel

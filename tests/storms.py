@@ -1,0 +1,98 @@
+"""A thousand calls whose deadlines expire. As a program: how many such storms over gRPC a server survives.
+
+    python tests/storms.py 15
+
+First with deadlines that gRPC itself keeps, as tritonclient leaves them, then with `diptych_client`. What is
+served is the tiny repository of the tests with a picture encoder as slow as a real one and a queue of eight,
+which is always full. Four patient callers go on asking. A server that ended is started again.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as triton
+from tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
+from traffic import NO_RETRIES, Traffic
+
+from diptych.serving import Server
+from diptych_client import Client
+
+NUM_CALLS, CONCURRENCY = 1000, 64
+WORDS = "a red cat"
+# The race is over a moment after the storm.
+LOOK_AFTER_S = 1.0
+
+Ask = Callable[[float], object]
+
+
+def expire(ask: Ask) -> Counter[type]:
+    """ask      makes one call, with its deadline in seconds
+    returns  the types of what the calls returned or raised
+    """
+    chance = random.Random(0)
+    timeouts_s = [chance.uniform(0.001, 0.2) for _ in range(NUM_CALLS)]
+
+    def kind(timeout_s: float) -> type:
+        try:
+            return type(ask(timeout_s))
+        except Exception as error:
+            return type(error)
+
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        return Counter(pool.map(kind, timeouts_s))
+
+
+@contextmanager
+def diptych_asking(server: Server) -> Iterator[Ask]:
+    with Client(server.grpc_url, retries=NO_RETRIES) as client:
+        yield lambda timeout_s: client.classify(text=WORDS, timeout_s=timeout_s)
+
+
+@contextmanager
+def tritonclient_asking(server: Server) -> Iterator[Ask]:
+    inputs = [
+        triton.InferInput(name, [1, 1], "BYTES").set_data_from_numpy(np.array([[value]], np.object_))
+        for name, value in (("image", b""), ("text", WORDS.encode()))
+    ]
+    with triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as channel:
+        yield lambda timeout_s: channel.infer(
+            "classifier", inputs, client_timeout=timeout_s, timeout=int(1e6 * timeout_s)
+        )
+
+
+def main() -> None:
+    num_storms = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    with tempfile.TemporaryDirectory(prefix="diptych-storms-") as directory:
+        repository = build_tiny_repository(Path(directory) / "model_repository")
+        script_to(repository / "image_encoder/1/model.pt", SlowImageEncoder())
+        config = repository / "preprocess/config.pbtxt"
+        config.write_text(re.sub(r"max_queue_size: \d+", "max_queue_size: 8", config.read_text()))
+        write_manifest(repository)
+        for asking in (tritonclient_asking, diptych_asking):
+            num_ended, left = 0, num_storms
+            while left:
+                with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+                    server.wait_until_ready()
+                    with Traffic([server.grpc_url, server.http_url], num_callers=4):
+                        while left and server.process.poll() is None:
+                            left -= 1
+                            with asking(server) as ask:
+                                expire(ask)
+                            time.sleep(LOOK_AFTER_S)
+                    num_ended += server.process.poll() is not None
+            print(f"{asking.__name__}: {num_ended} of {num_storms} storms ended the server", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
