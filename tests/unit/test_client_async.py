@@ -87,6 +87,24 @@ def test_a_cancelled_call_is_cancelled_and_the_next_one_is_answered(triton: Fake
     asyncio.run(ask())
 
 
+def test_over_grpc_neither_a_deadline_nor_a_cancelled_task_cancels_in_the_server(triton: FakeTriton):
+    """In tritonserver 2.51.0 that races with the answer, and ends it."""
+
+    async def ask() -> None:
+        async with AsyncClient(triton.urls["grpc"]) as client:
+            triton.hold.clear()
+            call = asyncio.create_task(client.classify(text="unwanted"))
+            with pytest.raises(DeadlineExceeded):
+                await client.classify(text="late", timeout_s=0.1)
+            call.cancel()
+            await asyncio.sleep(0.1)  # for a cancellation to arrive
+            triton.hold.set()
+            assert (await client.classify(text="next")).label == "clothing"
+
+    asyncio.run(ask())
+    assert triton.cancelled == []
+
+
 @pytest.mark.parametrize("wire", WIRES)
 def test_a_closed_client_says_so_and_its_calls_in_flight_end(triton: FakeTriton, wire: str):
     async def ask() -> None:

@@ -149,6 +149,18 @@ def test_a_call_ends_at_its_deadline(client: Client, triton: FakeTriton):
     assert 0.25 < time.monotonic() - started_s < 2
 
 
+def test_a_short_deadline_over_grpc_does_not_cancel_in_the_server(triton: FakeTriton):
+    """In tritonserver 2.51.0 that races with the answer, and ends it."""
+    with Client(triton.urls["grpc"]) as client:
+        triton.hold.clear()
+        with pytest.raises(diptych_client.DeadlineExceeded):
+            client.classify(text="late", timeout_s=0.1)
+        time.sleep(0.1)  # for a cancellation to arrive
+        triton.hold.set()
+        assert client.classify(text="next").label == "clothing"
+    assert triton.cancelled == []
+
+
 def test_a_connection_whose_call_was_cut_off_is_not_used_again(triton: FakeTriton):
     with Client(triton.urls["http"]) as client:
         triton.hold.clear()

@@ -49,6 +49,7 @@ class FakeTriton:
     failure       what every request is answered with instead, where there is one
     failures      what the next requests are answered with instead, one each; None: an answer
     num_failures  how many were
+    cancelled     the ids of the requests that were no longer wanted when their answer was ready; gRPC only
     """
 
     def __init__(self) -> None:
@@ -62,6 +63,7 @@ class FakeTriton:
         self.hold = threading.Event()
         self.hold.set()
         self.received: list[Received] = []
+        self.cancelled: list[str] = []
         self.num_http_connections = 0
         self.urls: dict[str, str] = {}
 
@@ -119,6 +121,8 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         headers = dict(context.invocation_metadata())
         received = Received(request.model_name, request.id, inputs, outputs, num_classes, timeout_us, headers)
         datatype, num_elements, data = self.triton.answer(received)
+        if not context.is_active():
+            self.triton.cancelled.append(request.id)
         response = service_pb2.ModelInferResponse(
             model_name=request.model_name, model_version=self.triton.model_version, id=request.id
         )

@@ -68,7 +68,7 @@ class AsyncGrpcTransport:
                 raise
             raise ConnectionFailed(f"{self._address}: the client was closed", request_id) from None
         finally:
-            if not call.done():
+            if not call.done():  # given up, by its deadline or its caller, and left to its answer
                 self._given_up.add(call)
                 call.add_done_callback(self._forget)
 
