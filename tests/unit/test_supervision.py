@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 
 import diptych
 from diptych.serving import leftovers
-from diptych.serving.probe import Kind, Reply
+from diptych.serving.probe import Kind, Reply, greets
 from diptych.serving.supervisor import Restarts
 from diptych.serving.vitals import Vitals
 
@@ -39,7 +40,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def vitals(clock: Clock) -> Vitals:
-    return Vitals(1, ("127.0.0.1", 0), ("127.0.0.1", 0), silence_s=30, clock=clock)
+    return Vitals(1, *3 * [("127.0.0.1", 0)], silence_s=30, clock=clock)
 
 
 def judge_for(vitals: Vitals, clock: Clock, seconds: int, reply: Reply, *, answers_per_s: float) -> list:
@@ -84,6 +85,25 @@ def test_one_error_of_a_dead_stub_is_proof_and_any_other_error_is_the_third_time
     assert vitals.judge(BROKEN, 3) is None
     assert vitals.judge(ANSWERED, 4) is None
     assert [bool(vitals.judge(BROKEN, 5)) for _ in range(3)] == [False, False, True]
+
+
+def test_grpc_that_has_greeted_nobody_for_long_is_deaf_though_http_answers(vitals, clock) -> None:
+    assert vitals.judge_grpc(False) is None
+    clock.now_s += 25
+    assert vitals.judge_grpc(True) is None
+    clock.now_s += 30
+    assert vitals.judge_grpc(False) is None
+    clock.now_s += 1
+    assert vitals.judge(ANSWERED, 1) is None
+    assert vitals.judge_grpc(False) == "gRPC has greeted nobody for 31 s"
+
+
+def test_what_accepts_and_says_nothing_does_not_greet() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        host, port = deaf.getsockname()
+        for is_secure in (False, True):
+            assert not greets(host, port, is_secure=is_secure, timeout_s=0.1)
+    assert not greets(host, port, is_secure=False, timeout_s=0.1)  # nobody listens
 
 
 def test_restarts_pause_longer_each_time_end_at_a_limit_and_begin_anew_after_health() -> None:

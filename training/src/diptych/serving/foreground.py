@@ -147,7 +147,9 @@ def _stay(server: Server, silence_s: float) -> Fault:
     vitals = Vitals(
         server.process.pid,
         (server.http_contact, server.ports.http),
+        (server.contact, server.ports.grpc),
         (server.contact, server.ports.metrics),
+        is_secure=server.tls is not None,
         silence_s=silence_s,
     )
     with server.log.open(encoding="utf-8", errors="replace") as log, Watch(vitals) as watch:

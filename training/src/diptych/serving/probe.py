@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 import http.client
 import json
+import socket
+import ssl
 from typing import NamedTuple
 
 from diptych.errors import UserError
@@ -13,6 +15,9 @@ from diptych.release.repository import ENSEMBLE
 TIMEOUT_S = 30.0
 # tritonserver 2.51.0's words, as HTTP 500, to a request for a Python model whose process is gone or stopped.
 DEAD_STUB_WORDS = "is not healthy"
+# HTTP/2, RFC 9113, 3.4: what a client says first, and the kind of frame that a server has to say first.
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+FRAME_HEADER_BYTES, SETTINGS = 9, 4
 
 
 class Kind(enum.Enum):
@@ -63,6 +68,27 @@ def is_answering(host: str, port: int) -> bool:
     if reply.kind in (Kind.BROKEN, Kind.NOT_THERE):
         raise UserError(f"the models are loaded but do not answer: {reply.words}")
     return reply.kind is Kind.ANSWERED
+
+
+def greets(host: str, grpc_port: int, *, is_secure: bool, timeout_s: float) -> bool:
+    """Whether the gRPC half takes part: says its settings, or agrees on a key. No call is made."""
+    try:
+        with socket.create_connection((host, grpc_port), timeout_s) as connection:
+            if is_secure:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is told to it
+                context.set_alpn_protocols(["h2"])
+                context.wrap_socket(connection).close()
+                return True
+            connection.sendall(PREFACE)
+            frame = connection.recv(FRAME_HEADER_BYTES)
+            return len(frame) == FRAME_HEADER_BYTES and frame[3] == SETTINGS
+    except TimeoutError:
+        return False
+    except ssl.SSLError:
+        return True  # an answer: it wants a certificate of ours
+    except OSError:
+        return False
 
 
 def request(

@@ -10,6 +10,8 @@ What counts, and why:
   context is lost answers so for ever.
 - A refusal (full queue, time over) and silence prove nothing: a busy server does the same. They become proof
   when for a long time neither our question nor anybody else's was answered: then nothing moves in there.
+- gRPC may be deaf where HTTP answers: a storm of cancelled calls left 2.51.0 so. It is greeted as well,
+  without a call; silence there, for as long, is proof of its own.
 - That the ensemble is not loaded is somebody's decision: draining, or an administrator's. Not ours to undo.
 """
 
@@ -23,7 +25,7 @@ from collections.abc import Callable
 
 from diptych.release.repository import ENSEMBLE
 from diptych.serving import leftovers
-from diptych.serving.probe import DEAD_STUB_WORDS, Kind, Reply, ask, request
+from diptych.serving.probe import DEAD_STUB_WORDS, Kind, Reply, ask, greets, request
 
 # Above the longest that an answer takes: a full queue of 256 on two cores is worked off in seconds, but each
 # one of those answers moves the counter. One batch of a large model on a slow CPU is what must fit.
@@ -41,18 +43,21 @@ SUCCESSES = re.compile(
 class Vitals:
     """Of one server, from when it was ready.
 
-    pid, http, metrics  whom to look at; its addresses as (host, port)
-    silence_s           without a sign of life, after which nothing moves in there
+    pid, http, grpc, metrics  whom to look at; its addresses as (host, port)
+    is_secure                 whether gRPC is encrypted
+    silence_s                 without a sign of life, after which nothing moves in there
     """
 
     pid: int
     http: tuple[str, int]
+    grpc: tuple[str, int]
     metrics: tuple[str, int]
+    is_secure: bool = False
     silence_s: float = SILENCE_S
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._life_s = self.clock()
+        self._life_s = self._greeted_s = self.clock()
         self._successes: float | None = None
         self._num_errors = 0
         self._zombies_since_s: dict[int, float] = {}
@@ -71,9 +76,11 @@ class Vitals:
         return None
 
     def find_fault(self) -> str | None:
-        """Asks the ensemble, for up to ASK_TIMEOUT_S. Returns what is wrong, in words."""
+        """Asks the ensemble, greets gRPC, for up to ASK_TIMEOUT_S each. Returns what is wrong, in words."""
         reply = ask(*self.http, ASK_TIMEOUT_S)
-        return self.judge(reply, count_successes(*self.metrics, ASK_TIMEOUT_S))
+        fault = self.judge(reply, count_successes(*self.metrics, ASK_TIMEOUT_S))
+        has_greeted = greets(*self.grpc, is_secure=self.is_secure, timeout_s=ASK_TIMEOUT_S)
+        return fault or self.judge_grpc(has_greeted)
 
     def judge(self, reply: Reply, successes: float | None) -> str | None:
         """What a reply means, given how many requests of anybody's were answered (None: not to be had)."""
@@ -93,6 +100,14 @@ class Vitals:
             self._life_s = now_s
         elif now_s - self._life_s > self.silence_s:
             return f"no request was answered for {now_s - self._life_s:.0f} s; the last try: {reply.words}"
+        return None
+
+    def judge_grpc(self, has_greeted: bool) -> str | None:
+        now_s = self.clock()
+        if has_greeted:
+            self._greeted_s = now_s
+        elif now_s - self._greeted_s > self.silence_s:
+            return f"gRPC has greeted nobody for {now_s - self._greeted_s:.0f} s"
         return None
 
 
