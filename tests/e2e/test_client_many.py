@@ -156,18 +156,18 @@ def test_the_asynchronous_twin_answers_the_same(server: Server, items: list[Item
             assert answer.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
 
 
-def test_an_asynchronous_consumer_that_stops_early_leaves_no_task_behind(server: Server) -> None:
+def test_an_asynchronous_consumer_that_stops_early_leaves_no_task_behind_the_client(server: Server) -> None:
     taken = itertools.count()
 
     async def ask() -> set[asyncio.Task[object]]:
+        before = asyncio.all_tasks()
         async with AsyncClient(server.grpc_url, timeout_s=30) as client:
-            before = asyncio.all_tasks()
             source = ({"text": f"leaf {next(taken)}"} for _ in itertools.count())
             async with contextlib.aclosing(client.classify_many(source, concurrency=CONCURRENCY)) as outcomes:
                 async for outcome in outcomes:
                     assert isinstance(outcome, Answer)
                     break
-            return asyncio.all_tasks() - before
+        return asyncio.all_tasks() - before
 
     assert asyncio.run(ask()) == set()
     assert next(taken) <= 1 + HELD
