@@ -57,12 +57,12 @@ def write_csv(path: Path, rows: Sequence[tuple[str, str, str]]) -> Location:
 
 
 def test_pictures_in_a_column_are_never_all_in_memory(tmp_path: Path) -> None:
-    num_rows, cell_bytes = 10_000, 10_000
+    num_rows, cell_bytes = 20_000, 10_000
     rng = np.random.default_rng(0)
     texts = {"description": ["words"] * num_rows, "category": ["art"] * num_rows}
     pictures = [rng.bytes(cell_bytes) for _ in range(num_rows)]
     pq.write_table(pa.table({"image": pictures, **texts}), tmp_path / "big.parquet")  # one group of rows
-    assert (tmp_path / "big.parquet").stat().st_size > 100 * MB
+    assert (tmp_path / "big.parquet").stat().st_size > 200 * MB
     growth = []
     for _ in ("copies the pictures", "finds them copied"):
         command = [sys.executable, "-c", READ, str(tmp_path / "big.parquet")]
@@ -71,9 +71,10 @@ def test_pictures_in_a_column_are_never_all_in_memory(tmp_path: Path) -> None:
         num_items, num_bytes, grown_bytes = json.loads(process.stdout)
         assert (num_items, num_bytes) == (num_rows, cell_bytes)
         growth.append(grown_bytes / MB)
-    # pyarrow itself takes 12; a page of 1,024 pictures, compressed and not, 20; the rows without pictures 5.
-    assert growth[0] < 90
-    assert growth[1] < 40
+    # pyarrow itself takes 12; a page of 1,024 pictures, compressed or not, 20; rows without pictures 10.
+    # Its allocator keeps more on some days than on others: 85 to 104, for 10,000 and 30,000 rows alike.
+    assert growth[0] < 150
+    assert growth[1] < 60
 
 
 def test_a_row_takes_little_memory_and_little_to_send(tmp_path: Path) -> None:
