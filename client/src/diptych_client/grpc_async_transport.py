@@ -56,6 +56,7 @@ class AsyncGrpcTransport:
     ) -> Any:
         remaining_s = deadline.remaining_s(request_id)
         call = asyncio.ensure_future(self._begin(method, message, remaining_s))
+        call.add_done_callback(self._forget)
         try:
             await asyncio.wait([call], timeout=remaining_s)
             return call.result()
@@ -70,7 +71,6 @@ class AsyncGrpcTransport:
         finally:
             if not call.done():  # given up, by its deadline or its caller, and left to its answer
                 self._given_up.add(call)
-                call.add_done_callback(self._forget)
 
     async def _begin(self, method: Callable[..., Any], message: object, remaining_s: float) -> Any:
         timeout_s = remaining_s + grpc_channel.GRACE_S

@@ -78,9 +78,9 @@ class Vitals:
     def find_fault(self) -> str | None:
         """Asks the ensemble, greets gRPC, for up to ASK_TIMEOUT_S each. Returns what is wrong, in words."""
         reply = ask(*self.http, ASK_TIMEOUT_S)
-        fault = self.judge(reply, count_successes(*self.metrics, ASK_TIMEOUT_S))
-        has_greeted = greets(*self.grpc, is_secure=self.is_secure, timeout_s=ASK_TIMEOUT_S)
-        return fault or self.judge_grpc(has_greeted)
+        return self.judge(reply, count_successes(*self.metrics, ASK_TIMEOUT_S)) or self.judge_grpc(
+            greets(*self.grpc, is_secure=self.is_secure, timeout_s=ASK_TIMEOUT_S)
+        )
 
     def judge(self, reply: Reply, successes: float | None) -> str | None:
         """What a reply means, given how many requests of anybody's were answered (None: not to be had)."""
@@ -103,6 +103,7 @@ class Vitals:
         return None
 
     def judge_grpc(self, has_greeted: bool) -> str | None:
+        """What it means that gRPC has said its first words or has not."""
         now_s = self.clock()
         if has_greeted:
             self._greeted_s = now_s
