@@ -53,17 +53,15 @@ test: $(SETUP) ## all tests, those against the real tritonserver included
 	@$(BIN)/python -m pytest
 
 check: lint ## ruff, mypy, unit and contract tests
-	@$(BIN)/python -m pytest tests/unit tests/contract
+	@$(BIN)/python -m pytest tests/client tests/unit tests/contract
 
-# The client promises more Pythons and NumPys than the rest. Its tests need no server and no other package here.
-CLIENT_TESTS = $(filter-out %_wheel.py, $(wildcard tests/unit/test_client_*.py))
+# The client promises more Pythons and NumPys than the rest. Its tests need no server, no torch and no other package here.
 CLIENT_CHECK = build/client-check-$(notdir $(PYTHON))
-check-client: ## the client's unit tests by themselves on another Python: make check-client PYTHON=python3.9
+check-client: ## the client's tests by themselves on another Python: make check-client PYTHON=python3.10
 	@$(PYTHON) -m venv --clear $(CLIENT_CHECK)
 	@$(CLIENT_CHECK)/bin/pip install --disable-pip-version-check --quiet ./client pytest
 	@$(CLIENT_CHECK)/bin/python -c 'import sys, numpy; print("Python", *sys.version.split()[:1], "with NumPy", numpy.__version__)'
-	@$(CLIENT_CHECK)/bin/python -m pytest -q -c /dev/null --rootdir tests/unit --import-mode importlib \
-		--noconftest -p no:cacheprovider -o pythonpath=tests/unit $(CLIENT_TESTS)
+	@$(CLIENT_CHECK)/bin/python -m pytest -q -p no:cacheprovider --ignore tests/client/test_wheel.py tests/client
 
 lint: $(SETUP) ## ruff and mypy
 	@$(BIN)/ruff check .

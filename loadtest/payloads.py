@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from diptych.errors import UserError
-from diptych_client.contract import Request
+from diptych_client._answer import Request
 
 BOTH, PICTURE, WORDS, CORRUPT = "both", "picture", "words", "corrupt"
 KINDS = (BOTH, PICTURE, WORDS, CORRUPT)

@@ -19,8 +19,8 @@ from geventhttpclient import HTTPClient
 from tritonclient.grpc.service_pb2 import ModelInferResponse
 
 from diptych.errors import UserError
-from diptych_client import grpc_codec, http_codec
-from diptych_client.contract import Request
+from diptych_client._answer import Request
+from diptych_client._transports import _grpc_wire, _http_wire
 
 GRPC_METHOD = "/inference.GRPCInferenceService/ModelInfer"
 # Photographs are larger than the 4 MiB that gRPC accepts by itself; and a proxy would be tested instead.
@@ -83,7 +83,7 @@ class GrpcWire:
         self._infer = grpc.insecure_channel(authority, options=GRPC_OPTIONS).unary_unary(GRPC_METHOD)
 
     def encode(self, request: Request) -> Encoded:
-        body = grpc_codec.encode_request(request, self._timeout_s).SerializeToString()
+        body = _grpc_wire.encode_request(request, self._timeout_s).SerializeToString()
         return Encoded(request_id=request.request_id, body=body)
 
     def send(self, encoded: Encoded) -> bytes:
@@ -95,7 +95,7 @@ class GrpcWire:
 
     def check(self, encoded: Encoded, answer: bytes) -> int:
         message = ModelInferResponse.FromString(answer)
-        grpc_codec.decode_response(message, encoded.request_id).floats()
+        _grpc_wire.decode_response(message, encoded.request_id).floats()
         return len(answer)
 
 
@@ -117,7 +117,7 @@ class HttpWire:
         )
 
     def encode(self, request: Request) -> Encoded:
-        message = http_codec.encode_request(request, self._timeout_s)
+        message = _http_wire.encode_request(request, self._timeout_s)
         return Encoded(
             request_id=request.request_id,
             target=message.target,
@@ -125,7 +125,7 @@ class HttpWire:
             body=message.body,
         )
 
-    def send(self, encoded: Encoded) -> http_codec.HttpResponse:
+    def send(self, encoded: Encoded) -> _http_wire.HttpResponse:
         try:
             response = self._client.request("POST", encoded.target, encoded.body, encoded.headers)
             body = bytes(response.read())
@@ -134,10 +134,10 @@ class HttpWire:
         if response.status_code != 200:
             raise CallFailed(str(response.status_code), body.decode("utf-8", "replace"))
         headers = {name.lower(): value for name, value in response.items()}
-        return http_codec.HttpResponse(response.status_code, headers, body)
+        return _http_wire.HttpResponse(response.status_code, headers, body)
 
-    def check(self, encoded: Encoded, answer: http_codec.HttpResponse) -> int:
-        http_codec.decode_response(answer, encoded.request_id).floats()
+    def check(self, encoded: Encoded, answer: _http_wire.HttpResponse) -> int:
+        _http_wire.decode_response(answer, encoded.request_id).floats()
         return len(answer.body)
 
 

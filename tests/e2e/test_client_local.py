@@ -17,7 +17,7 @@ from diptych_client import AsyncClient, Client, InvalidInput
 LOAD_WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
-from diptych_client.cli import main
+from diptych_client._cli import main
 sys.exit(main(["classify", "--text", "leaf", "--url", "local:" + sys.argv[1]]))
 """
 

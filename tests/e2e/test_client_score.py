@@ -19,9 +19,8 @@ import pytest
 from conftest import make_catalogue, write_picture
 
 from diptych.serving import Server
-from diptych_client import Answer, Client, ConnectionFailed, InvalidInput, ServerFault
-from diptych_client.cli import main
-from diptych_client.score import score_table
+from diptych_client import Answer, Client, ConnectionFailed, InvalidInput, ServerFault, score_table
+from diptych_client._cli import main
 
 BAD = 5  # the row of the tables below whose picture is not one
 

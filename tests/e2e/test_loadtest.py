@@ -31,7 +31,7 @@ from loadtest.caller import Caller
 from loadtest.payloads import BOTH, CORRUPT, Payload
 from loadtest.timeline import Timeline
 from loadtest.wires import GrpcWire, HttpWire
-from diptych_client.contract import Request
+from diptych_client._answer import Request
 
 def judge(wire, kind, request):
     event, seen = EventHook(), []
@@ -60,7 +60,7 @@ from loadtest.caller import Caller
 from loadtest.payloads import WORDS, Payload
 from loadtest.timeline import Timeline
 from loadtest.wires import GrpcWire
-from diptych_client.contract import Request
+from diptych_client._answer import Request
 
 event, timeline = EventHook(), Timeline()
 event.add_listener(lambda response_time, **_: print(response_time))

@@ -1,15 +1,16 @@
-"""Calls a Diptych classifier over gRPC or HTTP: `Client` and its twin `AsyncClient`, one tree of errors.
+"""Calls a Diptych classifier over gRPC or HTTP: `Client`, `AsyncClient`, and one tree of errors.
 
-Importing this package loads no gRPC, Pillow, numpy or asyncio: they come with the first call that needs them.
+All public names are here. Modules whose names begin with an underscore may change at any time.
+Importing this package loads no gRPC, Pillow or numpy: they come with the first call that needs them.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from diptych_client.answer import Answer, Explanation, Scored, Timings
-from diptych_client.client import Client
-from diptych_client.contract import ServerInfo
-from diptych_client.conversation import Health
-from diptych_client.errors import (
+from diptych_client._answer import Answer, Explanation, Scored, ServerInfo, Timings
+from diptych_client._client import AsyncClient, Client
+from diptych_client._conversation import Health
+from diptych_client._environment import needs_extra
+from diptych_client._errors import (
     ConnectionFailed,
     DeadlineExceeded,
     DiptychError,
@@ -18,12 +19,12 @@ from diptych_client.errors import (
     Overloaded,
     ServerFault,
 )
-from diptych_client.inputs import Limits
-from diptych_client.retries import Retries
-from diptych_client.tls import Tls
+from diptych_client._inputs import Limits
+from diptych_client._retries import Retries
+from diptych_client._tls import Tls
 
 if TYPE_CHECKING:
-    from diptych_client.async_client import AsyncClient
+    from diptych_client._score import score_table
 
 __version__ = "0.1.0"
 
@@ -46,13 +47,15 @@ __all__ = [
     "ServerInfo",
     "Timings",
     "Tls",
+    "score_table",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """AsyncClient when it is first asked for, because it imports asyncio."""
-    if name == "AsyncClient":
-        from diptych_client.async_client import AsyncClient
+    """score_table when it is first asked for, because it needs the packages of the extra `score`."""
+    if name == "score_table":
+        with needs_extra("score"):
+            from diptych_client._score import score_table
 
-        return AsyncClient
+        return score_table
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

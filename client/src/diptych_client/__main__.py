@@ -2,6 +2,6 @@
 
 import sys
 
-from diptych_client.cli import main
+from diptych_client._cli import main
 
 sys.exit(main())

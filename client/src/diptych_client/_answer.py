@@ -1,0 +1,229 @@
+"""The served contract: what a call asks of the ensemble, the reply, and the answer that is read from it.
+
+No I/O and no wire format beyond the layout of BYTES and FP32 tensors, which gRPC and HTTP share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import struct
+from typing import NamedTuple
+
+from diptych_client._errors import DiptychError, ServerFault
+
+MODEL = "classifier"
+IMAGE = "image"
+TEXT = "text"
+PROBABILITIES = "probabilities"
+INPUT_SHAPE = (1, 1)  # one row of one element
+
+# How many classes a request for labels asks for: all. Triton answers with as many as there are.
+ALL_CLASSES = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One row. Both inputs are always sent, empty for absent: Triton does not batch requests that carry
+    different sets of optional inputs.
+
+    wants_labels  asks for Triton's classification strings instead of FP32 values
+    """
+
+    image: bytes = b""
+    text: bytes = b""
+    wants_labels: bool = False
+    request_id: str = dataclasses.field(default_factory=lambda: os.urandom(16).hex())
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """The output `probabilities` as it came, and who sent it."""
+
+    request_id: str
+    model_version: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    def floats(self) -> tuple[float, ...]:
+        """The values of one row of FP32."""
+        num_values = self._num_values("FP32")
+        if len(self.data) != 4 * num_values:
+            raise self.fault(f"{len(self.data)} bytes for {num_values} FP32 values")
+        return struct.unpack(f"<{num_values}f", self.data)
+
+    def strings(self) -> tuple[bytes, ...]:
+        """The elements of one row of BYTES."""
+        num_values = self._num_values("BYTES")
+        try:
+            elements = unpack_bytes(self.data)
+        except struct.error:
+            elements = ()
+        if len(elements) != num_values:
+            raise self.fault(f"{len(self.data)} bytes that do not hold {num_values} BYTES elements")
+        return elements
+
+    def fault(self, found: str) -> ServerFault:
+        message = f"model {MODEL!r}, output {PROBABILITIES!r}: {found}. Is this a Diptych repository?"
+        return ServerFault(message, self.request_id)
+
+    def _num_values(self, datatype: str) -> int:
+        if self.datatype != datatype or len(self.shape) != 2 or self.shape[0] != 1 or self.shape[1] < 1:
+            raise self.fault(f"{self.datatype} {list(self.shape)} instead of {datatype} [1, num_labels]")
+        return self.shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerInfo:
+    """A server and the model on it.
+
+    name, version   of the server's software, as in 'triton', '2.51.0'
+    model_versions  of the ensemble, as many as are loaded; empty where it is unknown there
+    is_ready        whether the server calls the ensemble ready; a dead process behind it may go unseen
+    """
+
+    name: str
+    version: str
+    model_versions: tuple[str, ...]
+    is_ready: bool
+
+
+def pack_bytes(value: bytes) -> bytes:
+    """One element of a BYTES tensor: its length in 4 bytes, little-endian, then itself.
+
+    By hand, because the way over `np.bytes_` drops trailing zero bytes.
+    """
+    return struct.pack("<I", len(value)) + value
+
+
+def unpack_bytes(data: bytes) -> tuple[bytes, ...]:
+    """The elements of a BYTES tensor. Raises struct.error where the data ends too early."""
+    elements = []
+    start = 0
+    while start < len(data):
+        (length,) = struct.unpack_from("<I", data, start)
+        (element,) = struct.unpack_from(f"{length}s", data, start + 4)
+        elements.append(element)
+        start += 4 + length
+    return tuple(elements)
+
+
+class Scored(NamedTuple):
+    """One label and its probability."""
+
+    label: str
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Timings:
+    """Where a call's time went, in milliseconds.
+
+    total_ms      from the call to the answer
+    encode_ms     making bytes of what the caller holds: reading, shrinking, encoding
+    waiting_ms    from sending to the reply, in the attempt that was answered; the rest of the total went
+                  into failed attempts, pauses between them, and asking for the labels
+    num_attempts  1: answered at once
+    """
+
+    total_ms: float
+    encode_ms: float
+    waiting_ms: float
+    num_attempts: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What each modality alone would say, and which of them decided.
+
+    picture_only  the answer without the words; None where there is no picture
+    words_only    the answer without the picture; None where there are no words
+    decided_by    'picture' or 'words': that one alone says the same, and the other does not, or is not there;
+                  'either': each alone says the same; 'together': neither does
+    """
+
+    picture_only: Answer | None
+    words_only: Answer | None
+    decided_by: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One item, classified.
+
+    label          the most probable label; None where its probability is below the `min_score` of the call
+    score          the highest probability
+    probabilities  of every label, in the order of the model's labels.txt; they sum to 1
+    request_id     what the server's logs and traces call this request
+    model_version  of the ensemble that answered
+    timings        where the time went
+    explanation    where it was asked for with `explain=True`
+    """
+
+    label: str | None
+    score: float
+    probabilities: dict[str, float]
+    request_id: str
+    model_version: str
+    timings: Timings
+    explanation: Explanation | None = None
+
+    def top(self, k: int) -> tuple[Scored, ...]:
+        """The k most probable labels, the first first; all of them where there are fewer than k."""
+        ranked = sorted(self.probabilities.items(), key=lambda item: -item[1])
+        return tuple(Scored(*item) for item in ranked[: max(k, 0)])
+
+
+# Of one item among many: its answer, or the error in its place.
+Outcome = Answer | DiptychError
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """The label names of one version of the ensemble, in order."""
+
+    model_version: str
+    names: tuple[str, ...]
+
+
+def read_answer(reply: Reply, labels: Labels, min_score: float, timings: Timings) -> Answer:
+    """Raises ServerFault where the reply is not a row of probabilities, one for each label."""
+    values = reply.floats()
+    if len(values) != len(labels.names):
+        raise reply.fault(f"{len(values)} probabilities for {len(labels.names)} labels")
+    if not all(math.isfinite(value) for value in values):
+        raise reply.fault("probabilities that are not numbers")
+    probabilities = dict(zip(labels.names, values, strict=True))
+    label = max(probabilities, key=probabilities.__getitem__)
+    score = probabilities[label]
+    shown = label if score >= min_score else None
+    return Answer(shown, score, probabilities, reply.request_id, reply.model_version, timings)
+
+
+def read_labels(reply: Reply) -> Labels:
+    """Order what Triton's classification extension sorts by score: `score:index:label` strings.
+
+    The scores in these strings have six decimals, so they are not used: probabilities come as FP32.
+    """
+    names: dict[int, str] = {}
+    for element in reply.strings():
+        fields = element.decode("utf-8", "replace").split(":", 2)
+        if len(fields) != 3 or not fields[1].isdigit():
+            raise reply.fault(f"{element!r}, which names no label (label_filename is missing)")
+        names[int(fields[1])] = fields[2]
+    if sorted(names) != list(range(reply.shape[1])) or len(set(names.values())) != len(names):
+        raise reply.fault(f"labels that are not unique: {sorted(names.items())}")
+    return Labels(reply.model_version, tuple(names[index] for index in range(len(names))))
+
+
+def explain(answer: Answer, picture_only: Answer | None, words_only: Answer | None) -> Answer:
+    """The answer to all that the item has, with the explanation that the answers to its parts give."""
+    agrees = {
+        name: alone is not None and alone.top(1)[0].label == answer.top(1)[0].label
+        for name, alone in (("picture", picture_only), ("words", words_only))
+    }
+    agreeing = [name for name, does in agrees.items() if does]
+    decided_by = {0: "together", 1: "".join(agreeing), 2: "either"}[len(agreeing)]
+    return dataclasses.replace(answer, explanation=Explanation(picture_only, words_only, decided_by))

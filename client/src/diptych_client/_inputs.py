@@ -1,0 +1,186 @@
+"""Turns what a caller holds into the two byte strings that a request carries.
+
+Files and arrays become an encoded image. An encoded image stays as it is, unless it is to be shrunk.
+Pillow and numpy are imported only when an image needs them: `_images.py` owns Pillow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any
+
+from diptych_client._errors import InvalidInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    ImageInput = (
+        str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image | NDArray[np.uint8] | None
+    )
+
+ACCEPTED_IMAGE = "a path, bytes, a binary file object, a PIL image, an (H, W, 3) uint8 array, or None"
+ACCEPTED_FILE = "an encoded image file, or None for no image"
+# Fetching what strangers name would let them reach this host's private network (server-side request forgery).
+ACCEPTED_FOR_URL = "a path or bytes: URLs are never fetched, unless the client has a `fetch` that you trust"
+
+_URL = re.compile(r"(data:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
+
+Fetch = Callable[[str], bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What is refused before it is sent. The defaults are the server's own."""
+
+    max_image_bytes: int = 20 * 2**20
+    max_image_pixels: int = 64_000_000
+    max_text_bytes: int = 64 * 2**10
+
+
+@dataclasses.dataclass(frozen=True)
+class InputRules:
+    """How a client treats its callers' items.
+
+    shrink_to_px  the longest side that is sent; larger pictures are scaled down. None: as they are
+    fetch         gets the bytes behind a URL; None: URLs are refused
+    """
+
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    shrink_to_px: int | None = None
+    fetch: Fetch | None = None
+
+    def __post_init__(self) -> None:
+        if self.shrink_to_px is not None and self.shrink_to_px < 1:
+            raise InvalidInput.refusing("shrink_to_px", repr(self.shrink_to_px), "1 or more, or None")
+
+
+_DEFAULT_RULES = InputRules()
+
+
+def encode_item(
+    image: ImageInput, text: str | None, rules: InputRules = _DEFAULT_RULES
+) -> tuple[bytes, bytes]:
+    """One item as (image file, UTF-8 text); empty where absent. Raises InvalidInput."""
+    encoded_image, encoded_text = encode_image(image, rules), encode_text(text, rules)
+    if not encoded_image and not encoded_text.strip():
+        raise InvalidInput.refusing("image and text", "both empty", "an image, a text, or both")
+    return encoded_image, encoded_text
+
+
+def encode_text(text: str | None, rules: InputRules = _DEFAULT_RULES) -> bytes:
+    if text is None:
+        return b""
+    if not isinstance(text, str):
+        raise InvalidInput.refusing("text", _describe(text), "str, or None for no text")
+    try:
+        encoded = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = f"a lone surrogate U+{ord(text[error.start]):04X} at offset {error.start}"
+        raise InvalidInput.refusing("text", found, "text that UTF-8 can hold") from None
+    limit = rules.limits.max_text_bytes
+    if len(encoded) > limit:
+        raise InvalidInput.refusing("text", f"{len(encoded):,} bytes", f"at most {limit:,} bytes of UTF-8")
+    return encoded
+
+
+def encode_image(image: ImageInput, rules: InputRules = _DEFAULT_RULES) -> bytes:
+    """An encoded image file; empty for None alone, so that a mishap does not pass for a missing image."""
+    if image is None:
+        return b""
+    held: Any = image  # the type checker cannot follow checks that do without the imports
+    if _is_a(image, "PIL.Image", "Image"):
+        return _checked_size(_from_pixels(held, rules), rules.limits)
+    if _is_a(image, "numpy", "ndarray"):
+        return _checked_size(_from_pixels(_picture_of(held), rules), rules.limits)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        data = _not_empty(bytes(image), "0 bytes")
+    elif isinstance(image, (str, os.PathLike)):
+        data = _read_named(os.fsdecode(image), rules)
+    elif hasattr(image, "read"):
+        data = _read_file(held, rules.limits)
+    else:
+        raise InvalidInput.refusing("image", _describe(image), ACCEPTED_IMAGE)
+    _checked_size(data, rules.limits)
+    from diptych_client import _images
+
+    return _images.check_and_shrink(data, rules.limits.max_image_pixels, rules.shrink_to_px)
+
+
+def _read_named(name: str, rules: InputRules) -> bytes:
+    if not _URL.match(name):
+        return _read_path(name, rules.limits)
+    if rules.fetch is None:
+        raise InvalidInput.refusing("image", f"the URL {name[:80]!r}", ACCEPTED_FOR_URL)
+    fetched = rules.fetch(name)
+    if not isinstance(fetched, bytes):
+        raise InvalidInput.refusing("image", f"a `fetch` that returns {_describe(fetched)}", "bytes")
+    return _not_empty(fetched, f"0 bytes behind {name[:80]!r}")
+
+
+def _read_path(path: str, limits: Limits) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limits.max_image_bytes + 1)
+            size = os.fstat(file.fileno()).st_size
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise InvalidInput.refusing("image", f"{path[:200]!r} ({reason})", "a readable file") from None
+    if len(data) > limits.max_image_bytes:
+        raise _too_large(f"{path[:200]!r} of {size:,} bytes", limits)
+    return _not_empty(data, f"{path!r}, an empty file")
+
+
+def _read_file(file: IO[bytes], limits: Limits) -> bytes:
+    data = file.read(limits.max_image_bytes + 1)
+    if not isinstance(data, bytes):
+        raise InvalidInput.refusing("image", f"a file object that reads {_describe(data)}", "binary mode")
+    if len(data) > limits.max_image_bytes:
+        raise _too_large(f"a file object with more than {limits.max_image_bytes:,} bytes", limits)
+    return _not_empty(data, "a file object at its end")
+
+
+def _from_pixels(picture: Image, rules: InputRules) -> bytes:
+    from diptych_client import _images
+
+    return _images.encode(picture, rules.limits.max_image_pixels, rules.shrink_to_px)
+
+
+def _picture_of(array: NDArray[np.uint8]) -> Image:
+    if array.dtype != "uint8" or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        found = f"an array of shape {array.shape} and dtype {array.dtype}"
+        raise InvalidInput.refusing("image", found, "shape (H, W, 3) and dtype uint8, RGB")
+    from PIL import Image
+
+    return Image.fromarray(array)
+
+
+def _checked_size(data: bytes, limits: Limits) -> bytes:
+    if len(data) > limits.max_image_bytes:
+        raise _too_large(f"{len(data):,} bytes", limits)
+    return data
+
+
+def _too_large(found: str, limits: Limits) -> InvalidInput:
+    return InvalidInput.refusing("image", found, f"at most {limits.max_image_bytes:,} bytes")
+
+
+def _not_empty(data: bytes, found: str) -> bytes:
+    if not data:
+        raise InvalidInput.refusing("image", found, ACCEPTED_FILE)
+    return data
+
+
+def _is_a(value: object, module: str, name: str) -> bool:
+    """isinstance without the import: whoever holds a PIL image has imported Pillow."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)
+
+
+def _describe(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")

@@ -1,0 +1,87 @@
+"""Tells OpenTelemetry of each call, where the program around this client has set it up.
+
+A call is a span, and each attempt to have it answered is a span inside, whose id goes to the server in the
+W3C header `traceparent`: the server's own spans are its children. OpenTelemetry is not imported from here: a
+program that has not imported it does not use it, and pays for one look into a dictionary.
+Nothing of an item goes into a span, and no error's message, which may hold words of the server's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from diptych_client._answer import MODEL, Request
+from diptych_client._errors import DiptychError
+from diptych_client._servers import Address
+
+T = TypeVar("T")
+Arguments = TypeVar("Arguments")
+
+Span = contextlib.AbstractContextManager[Any]
+
+_NOTHING: Span = contextlib.nullcontext()
+
+
+def call(name: str) -> Span:
+    """Around a whole call, retries and the question for labels included."""
+    trace = _opentelemetry()
+    return _NOTHING if trace is None else _span(trace, f"diptych {name}", "INTERNAL", {})
+
+
+def attempt(address: Address, request: Request) -> Span:
+    """Around one request to one server; what `headers` says within it names this span."""
+    trace = _opentelemetry()
+    if trace is None:
+        return _NOTHING
+    attributes = {
+        "server.address": address.endpoint.host,
+        "server.port": address.endpoint.port,
+        "network.protocol.name": address.scheme,
+        "diptych.request_id": request.request_id,
+    }
+    return _span(trace, f"infer {MODEL}", "CLIENT", attributes)
+
+
+def headers() -> tuple[tuple[str, str], ...]:
+    """What tells the server of the present span, as the program's propagators write it."""
+    if _opentelemetry() is None:
+        return ()
+    from opentelemetry import propagate  # type: ignore[import-not-found,unused-ignore]
+
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return tuple(carrier.items())
+
+
+def carried(function: Callable[[Arguments], T]) -> Callable[[Arguments], T]:
+    """The function as it is to be called in other threads, for spans there to be children of this one's."""
+    if _opentelemetry() is None:
+        return function
+    context = contextvars.copy_context()
+    return lambda argument: context.copy().run(function, argument)
+
+
+def _opentelemetry() -> Any | None:
+    return sys.modules.get("opentelemetry.trace")
+
+
+@contextlib.contextmanager
+def _span(trace: Any, name: str, kind: str, attributes: dict[str, object]) -> Iterator[None]:
+    tracer = trace.get_tracer("diptych_client")
+    with tracer.start_as_current_span(
+        name,
+        kind=trace.SpanKind[kind],
+        attributes=attributes,
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            yield
+        except DiptychError as error:
+            span.set_attribute("error.type", type(error).__qualname__)
+            span.set_status(trace.StatusCode.ERROR)
+            raise

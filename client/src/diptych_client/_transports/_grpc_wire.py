@@ -1,0 +1,127 @@
+"""gRPC without its channel: messages, settings, and what failures mean. Both gRPC transports use it.
+
+Not tritonclient's own client class: it would copy every image through an object array and hide the status
+code in a string, and its async class shares no code with it. Its messages serve both.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+from tritonclient.grpc import service_pb2
+
+from diptych_client._answer import (
+    ALL_CLASSES,
+    IMAGE,
+    INPUT_SHAPE,
+    MODEL,
+    PROBABILITIES,
+    TEXT,
+    Reply,
+    Request,
+    ServerInfo,
+    pack_bytes,
+)
+from diptych_client._errors import ConnectionFailed, DiptychError, ServerFault, error_from_grpc
+from diptych_client._retries import Deadline
+from diptych_client._servers import Address
+from diptych_client._tls import Tls
+from diptych_client._transports._base import CONNECT_TIMEOUT_S, Wire
+
+
+def encode_request(request: Request, timeout_s: float) -> service_pb2.ModelInferRequest:
+    """timeout_s  how long the request may wait in Triton's queue, which drops it after that"""
+    message = service_pb2.ModelInferRequest(model_name=MODEL, id=request.request_id)
+    message.parameters["timeout"].int64_param = max(1, int(1e6 * timeout_s))  # microseconds
+    for name, value in ((IMAGE, request.image), (TEXT, request.text)):
+        message.inputs.add(name=name, datatype="BYTES", shape=INPUT_SHAPE)
+        message.raw_input_contents.append(pack_bytes(value))
+    output = message.outputs.add(name=PROBABILITIES)
+    if request.wants_labels:
+        output.parameters["classification"].int64_param = ALL_CLASSES
+    return message
+
+
+def decode_response(message: service_pb2.ModelInferResponse, request_id: str) -> Reply:
+    """Raises ServerFault where the answer is not one tensor with its bytes."""
+    if len(message.outputs) != 1 or len(message.raw_output_contents) != 1:
+        found = f"{len(message.outputs)} outputs and {len(message.raw_output_contents)} raw contents"
+        raise ServerFault(f"an answer that is not Triton's: {found} instead of one each", request_id)
+    output = message.outputs[0]
+    (data,) = message.raw_output_contents
+    return Reply(request_id, message.model_version, output.datatype, tuple(output.shape), data)
+
+
+def decode_info(
+    server: service_pb2.ServerMetadataResponse,
+    ready: service_pb2.ModelReadyResponse,
+    model: service_pb2.ModelMetadataResponse | None,
+) -> ServerInfo:
+    """model  None where the model is not ready, for then Triton does not describe it"""
+    versions = () if model is None else tuple(model.versions)
+    return ServerInfo(server.name, server.version, versions, ready.ready)
+
+
+SERVER_METADATA = service_pb2.ServerMetadataRequest()
+MODEL_READY = service_pb2.ModelReadyRequest(name=MODEL)
+MODEL_METADATA = service_pb2.ModelMetadataRequest(name=MODEL)
+
+# A deadline that the server sees cancels the call there, and in tritonserver 2.51.0 that races with the
+# answer: docs/promises.md. So the caller's deadline is kept here, and gRPC's own lies this much later. The
+# `timeout` in the request is still the caller's: what is late is dropped from Triton's queue.
+GRACE_S = 5.0
+# Closing cancels too: how long it waits for the answers that nobody waits for any more.
+LINGER_S = 2.0
+# A blocking call cannot be given up, and one that can be takes another thread, 0.2 ms of CPU more. Who has
+# this much time left has an answer or a refusal by then, unless the server hangs.
+LONG_S = 5.0
+
+_OPTIONS: tuple[tuple[str, Any], ...] = (
+    # gRPC refuses messages above 4 MiB unless told otherwise, and photographs are larger. -1: no limit here.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # After failed attempts gRPC waits up to two minutes before the next: a restarted server would go unseen.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Despite its name, how long one attempt to connect may take; gRPC's default is 20 s.
+    ("grpc.min_reconnect_backoff_ms", int(1000 * CONNECT_TIMEOUT_S)),
+    # Clients of one process do not share connections, nor the memory of failed ones.
+    ("grpc.use_local_subchannel_pool", 1),
+    # As over HTTP: a model server is reached directly, whatever proxy the environment names.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.primary_user_agent", "diptych-client"),
+)
+
+
+def open_channel(address: Address, wire: Wire, kind: Any) -> Any:
+    """kind  the module whose channels are wanted, `grpc` or `grpc.aio`"""
+    options = [*_OPTIONS, ("grpc.default_authority", address.endpoint.authority)]
+    if not address.endpoint.is_secure:
+        return kind.insecure_channel(address.authority, options=options)
+    tls = wire.tls or Tls()
+    # We connect to an IP address, and the certificate names the host.
+    options.append(("grpc.ssl_target_name_override", tls.server_name or address.endpoint.host))
+    return kind.secure_channel(address.authority, tls.grpc_credentials(), options=options)
+
+
+@functools.cache
+def cooperate_with_gevent() -> None:
+    """Where gevent has patched the sockets, gRPC must be told, or its waiting blocks all greenlets."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("socket"):
+        from grpc.experimental import gevent  # type: ignore[import-untyped,unused-ignore]
+
+        gevent.init_gevent()
+
+
+def explain(error: Any, address: Address, deadline: Deadline, request_id: str | None) -> DiptychError:
+    """Ours for a grpc.RpcError, of either kind of channel."""
+    code = error.code().name
+    if code == "DEADLINE_EXCEEDED":
+        return deadline.exceeded(request_id)
+    found = error_from_grpc(code, error.details() or "", request_id)
+    if isinstance(found, ConnectionFailed):
+        return ConnectionFailed(f"{address}: {found.message}", request_id)
+    return found

@@ -1,0 +1,183 @@
+"""The classifier in the caller's own process: for tests and notebooks, where no server should be needed.
+
+Runs what the server would run: the preprocessing snapshot and the TorchScript files of the version that the
+repository's ensemble pins. Those files are code. Their checksums are compared with the version's manifest
+before anything is executed, which finds damage and half-copied repositories; whoever can write both can still
+run what they like, so open only repositories that you would serve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import sys
+import types
+import warnings
+from pathlib import Path
+from typing import Any
+
+from diptych_client._answer import (
+    ALL_CLASSES,
+    IMAGE,
+    MODEL,
+    TEXT,
+    Reply,
+    Request,
+    ServerInfo,
+    pack_bytes,
+)
+from diptych_client._environment import needs_extra
+from diptych_client._errors import DiptychError, InvalidInput, ServerFault, error_from_grpc
+from diptych_client._retries import Deadline
+
+ACCEPTED = "a model repository that `diptych export` wrote"
+# One is the snapshot below, the other counts for a server's dashboards and changes nothing.
+PYTHON_STEPS = ("preprocess", "tally")
+SPEC, TOKENIZER, SNAPSHOT = "preprocessing.json", "tokenizer.json", "preprocessing.py"
+
+
+class LocalTransport:
+    """Answers as the server would, to 1e-5 in a probability. Safe to share between threads."""
+
+    def __init__(self, path: str) -> None:
+        """Load the served version. Raises InvalidInput for what is no repository; MissingExtra."""
+        with needs_extra("local"):
+            import tokenizers  # noqa: F401  (the preprocessing snapshot imports it)
+            import torch
+        self._torch = torch
+
+        release = _Release(Path(path))
+        self._version = str(release.version)
+        self._labels = release.read_part(MODEL, "labels.txt").decode("utf-8").splitlines()
+        self._snapshot = _import_snapshot(release)
+        self._preprocessor = self._snapshot.Preprocessor(
+            self._snapshot.PreprocessingSpec(**json.loads(release.read_part("preprocess", SPEC))),
+            release.read_part("preprocess", TOKENIZER).decode("utf-8"),
+        )
+        self._steps = [_Step(step, release) for step in release.steps if step.model_name not in PYTHON_STEPS]
+
+    def infer(self, request: Request, deadline: Deadline) -> Reply:
+        deadline.remaining_s(request.request_id)
+        try:
+            probabilities = self._probabilities(request, deadline)
+        except DiptychError:
+            raise
+        except Exception as error:  # the caller's process, but the model's fault
+            raise ServerFault(f"local: {type(error).__name__}: {error}", request.request_id) from error
+        shape = (1, len(probabilities))
+        if request.wants_labels:
+            strings = _classification(probabilities, self._labels)[:ALL_CLASSES]
+            return self._reply(request, "BYTES", shape, b"".join(map(pack_bytes, strings)))
+        return self._reply(request, "FP32", shape, struct.pack(f"<{len(probabilities)}f", *probabilities))
+
+    def describe(self, deadline: Deadline) -> ServerInfo:
+        return ServerInfo("local", self._torch.__version__, (self._version,), is_ready=True)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _reply(self, request: Request, datatype: str, shape: tuple[int, ...], data: bytes) -> Reply:
+        return Reply(request.request_id, self._version, datatype, shape, data)
+
+    def _probabilities(self, request: Request, deadline: Deadline) -> list[float]:
+        torch = self._torch
+        (row,) = self._preprocessor.rows([(request.image, request.text)])
+        if isinstance(row, self._snapshot.InvalidInput):
+            raise error_from_grpc("INVALID_ARGUMENT", str(row), request.request_id)
+        tensors = {
+            "pixel_values": torch.from_numpy(row.pixel_values[None]),
+            "image_present": torch.tensor([[row.image_present]]),
+            "input_ids": torch.from_numpy(row.input_ids[None]),
+            "attention_mask": torch.from_numpy(row.attention_mask[None]),
+        }
+        with torch.inference_mode():
+            for step in self._steps:
+                deadline.remaining_s(request.request_id)
+                tensors[step.output] = step.module(*(tensors[name] for name in step.inputs))
+        probabilities: list[float] = tensors[self._steps[-1].output][0].tolist()
+        return probabilities
+
+
+class _Release:
+    """The version that the ensemble serves: its steps, and its files once their checksums are right."""
+
+    def __init__(self, repository: Path) -> None:
+        from google.protobuf import text_format  # type: ignore[import-untyped,unused-ignore]
+        from tritonclient.grpc import model_config_pb2
+
+        self._repository = repository
+        try:
+            config = text_format.Parse(
+                self._read_text(f"{MODEL}/config.pbtxt"), model_config_pb2.ModelConfig()
+            )
+        except text_format.ParseError as error:
+            raise InvalidInput.refusing(
+                "url", f"{repository}/{MODEL}/config.pbtxt: {error}", ACCEPTED
+            ) from None
+        self.steps = list(config.ensemble_scheduling.step)
+        versions = {step.model_version for step in self.steps} | set(config.version_policy.specific.versions)
+        inputs = {tensor.name for tensor in config.input}
+        if len(versions) != 1 or min(versions) < 1 or inputs != {IMAGE, TEXT}:
+            found = f"{repository}/{MODEL}, which pins versions {sorted(versions)} and takes {sorted(inputs)}"
+            raise InvalidInput.refusing("url", found, ACCEPTED)
+        (self.version,) = versions
+        manifest = f"{MODEL}/{self.version}/manifest.json"
+        try:
+            self._checksums: dict[str, str] = json.loads(self._read_text(manifest))["sha256"]
+        except (ValueError, LookupError, TypeError):
+            raise InvalidInput.refusing("url", f"no checksums in {repository}/{manifest}", ACCEPTED) from None
+
+    def read_part(self, model: str, file: str) -> bytes:
+        return self.read(f"{model}/{self.version}/{file}")
+
+    def read(self, file: str) -> bytes:
+        """A file's content, checked, so that what is run is what was checked. Raises InvalidInput."""
+        content = self._read(file)
+        if hashlib.sha256(content).hexdigest() != self._checksums.get(file):
+            found = f"{self._repository / file}, whose checksum is not the one in the manifest"
+            raise InvalidInput.refusing("url", found, f"{ACCEPTED}, unchanged; export it again")
+        return content
+
+    def _read_text(self, file: str) -> str:
+        return self._read(file).decode("utf-8")
+
+    def _read(self, file: str) -> bytes:
+        path = self._repository / file
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise InvalidInput.refusing("url", f"no readable {path} ({error.strerror})", ACCEPTED) from None
+
+
+class _Step:
+    """One TorchScript part: tensors go in by the names of forward's arguments, as in Triton's backend."""
+
+    def __init__(self, step: Any, release: _Release) -> None:
+        self.module = _load_torchscript(release.read_part(step.model_name, "model.pt"))
+        self.inputs = [argument.name for argument in self.module.forward.schema.arguments[1:]]
+        (self.output,) = step.output_map.values()
+
+
+def _load_torchscript(content: bytes) -> Any:
+    import torch
+
+    with warnings.catch_warnings():  # TorchScript is deprecated, and what Triton loads
+        warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
+        return torch.jit.load(io.BytesIO(content), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+
+
+def _import_snapshot(release: _Release) -> types.ModuleType:
+    """Run the checked source, and leave no bytecode in the repository, as an import would."""
+    source = release.read_part("preprocess", SNAPSHOT)
+    module = types.ModuleType(f"diptych_preprocessing_{hashlib.sha256(source).hexdigest()}")
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    exec(compile(source, SNAPSHOT, "exec"), module.__dict__)
+    return module
+
+
+def _classification(probabilities: list[float], labels: list[str]) -> list[bytes]:
+    """Triton's classification extension: `score:index:label`, the most probable first."""
+    ranked = sorted(enumerate(probabilities), key=lambda entry: -entry[1])
+    return [f"{score:f}:{index}:{labels[index]}".encode() for index, score in ranked]
