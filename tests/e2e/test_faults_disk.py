@@ -29,7 +29,7 @@ import sys
 from diptych import cli
 run, *repositories = sys.argv[1:]
 for repository in repositories:
-    sys.argv = ["diptych", "export", run, "--to", repository]
+    sys.argv = ["diptych", "export", run, "--to", repository, "--precision", "fp32"]
     try:
         cli.main()
     except SystemExit as ended:
