@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from diptych.export.torchscript import CPU, FUSION_HEAD, IMAGE_ENCODER, TEXT_ENCODER, load_parts, run_parts
+from diptych.labels import LABELS_FILE, read_labels
 from diptych.models.classifier import Inputs
 from diptych.preprocessing import Batch, Preprocessor
 from diptych.release.repository import ENSEMBLE
-from diptych.run import LABELS_FILE
 
 VERSION = "1"
 
@@ -29,7 +29,7 @@ class Artefacts:
         parts = (IMAGE_ENCODER, TEXT_ENCODER, FUSION_HEAD)
         self._parts = load_parts({name: repository / name / VERSION for name in parts}, device)
         self._device = device
-        self.labels = (repository / ENSEMBLE / VERSION / LABELS_FILE).read_text("utf-8").splitlines()
+        self.labels = read_labels(repository / ENSEMBLE / VERSION / LABELS_FILE)
 
     def classify(self, items: Sequence[tuple[bytes, bytes]]) -> Tensor:
         """(B, C) float32; raises the first row's InvalidInput, where one is refused."""

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from diptych.checkpoint import CHECKPOINT_FILE
 from diptych.config import load_config
 from diptych.errors import UserError
+from diptych.run_directory import UNFINISHED
 from diptych.train import train
 
 END_TO_END = ["train.freeze_backbones=false", "train.epochs=3", "train.batch_size=8", "augment.pictures=true"]
@@ -47,7 +48,8 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_with_the_same_weights(
     tiny_config: Path, tmp_path: Path
 ) -> None:
     overrides = [*END_TO_END, "train.ema_decay=0.9", "train.accumulate=2", "train.balance=weights"]
-    killed, checkpoint = tmp_path / "killed", tmp_path / "killed" / CHECKPOINT_FILE
+    killed = tmp_path / "killed"
+    checkpoint = killed / UNFINISHED / CHECKPOINT_FILE
     # Every step is saved, so that a kill finds one in mid-epoch to go on from.
     with subprocess.Popen(command(tiny_config, killed, [*overrides, "train.checkpoint_minutes=1e-9"])) as run:
         deadline = time.monotonic() + 120
@@ -63,7 +65,8 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_with_the_same_weights(
     train(load_config(tiny_config, [*overrides, "train.checkpoint_minutes=1e-9"]), killed)
     train(load_config(tiny_config, overrides), tmp_path / "whole")
     assert largest_difference(killed, tmp_path / "whole") == 0
-    assert not checkpoint.exists()
+    assert not (killed / UNFINISHED).exists()
+    assert not (killed / CHECKPOINT_FILE).exists()
 
 
 def position_in(checkpoint: Path) -> dict[str, int]:
@@ -73,17 +76,17 @@ def position_in(checkpoint: Path) -> dict[str, int]:
 
 def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(tiny_config: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    out.mkdir()
-    (out / f"{CHECKPOINT_FILE}.tmp").write_bytes(b"the first half of")
+    (out / UNFINISHED).mkdir(parents=True)
+    (out / UNFINISHED / f"{CHECKPOINT_FILE}.tmp").write_bytes(b"the first half of")
     run = train(load_config(tiny_config, ["train.epochs=1"]), out)
     assert len(json.loads((run.directory / "history.json").read_text())) == 1
 
 
 def test_a_checkpoint_of_another_config_is_refused(tiny_config: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    out.mkdir()
-    torch.save({"fingerprint": "of something else"}, out / CHECKPOINT_FILE)
-    with pytest.raises(UserError, match="belongs to a run with another config or other data"):
+    (out / UNFINISHED).mkdir(parents=True)
+    torch.save({"fingerprint": {"settings": "others"}}, out / UNFINISHED / CHECKPOINT_FILE)
+    with pytest.raises(UserError, match="belongs to a run with other settings and labels and "):
         train(load_config(tiny_config, ["train.epochs=1"]), out)
 
 

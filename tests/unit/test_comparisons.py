@@ -15,7 +15,7 @@ from diptych.ablation_report import balance_table, plot_ablation, score_table
 from diptych.config import load_config
 from diptych.doubtful import find_suspects, plot_suspects, write_suspects
 from diptych.models.fusion import FUSIONS
-from diptych.run import Run
+from diptych.run import Run, load_run
 
 
 def test_the_variants_are_fusions_balances_and_modalities(tiny_config: Path) -> None:
@@ -42,6 +42,12 @@ def test_an_ablation_trains_each_variant_once_and_goes_on_where_it_stopped(
     trained = weights.stat().st_mtime_ns
     assert ablate(configs, tmp_path, seeds=[0]) == results
     assert weights.stat().st_mtime_ns == trained
+
+    other = load_config(tiny_config, ["train.epochs=1", "train.label_smoothing=0.3"])
+    again = ablate({"concat": other}, tmp_path, seeds=[0])
+    assert weights.stat().st_mtime_ns != trained
+    assert load_run(weights.parent).config == other
+    assert set(json.loads((tmp_path / "ablation.json").read_text())) == set(again) == {"concat"}
 
     assert score_table(results, {}).row_count == len(configs)
     categories = balance_table(results, own="concat")

@@ -13,18 +13,23 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from diptych.config import Config
-from diptych.data.catalogue import read_split
+from diptych.config import Config, load_config
+from diptych.data.catalogue import labels_of, read_split
 from diptych.data.items import Item
 from diptych.doubtful import linear_probe, probe_features
 from diptych.embedding_cache import embed_items_once
 from diptych.errors import UserError
 from diptych.evaluate import evaluate
+from diptych.fingerprint import FINGERPRINT_FILE, fingerprint_items
+from diptych.json_file import write_json
 from diptych.metrics import summarize
 from diptych.models.fusion import FUSIONS
+from diptych.preprocessing import PreprocessingSpec
 from diptych.progress import console
-from diptych.run import METRICS_FILE, Run
-from diptych.train import train
+from diptych.run import CONFIG_FILE, Run, read_metrics
+from diptych.train import read_catalogues, train
+
+ABLATION_FILES = TABLE_FILE, PICTURE_FILE = "ablation.json", "ablation.png"
 
 
 class Trial(NamedTuple):
@@ -44,22 +49,27 @@ Results = Mapping[str, Sequence[Trial]]
 
 
 def ablate(configs: Mapping[str, Config], out: Path, seeds: Sequence[int]) -> Results:
-    """Train every config with every seed; what is there already is not trained again.
+    """Train every config with every seed.
 
+    A run that is there already is used where it has the same config and the same items, images included; else
+    it is trained anew.
     configs  by name, such as `variants` makes them
     """
-    if any(config.data.test_csv is None for config in configs.values()):
-        raise UserError("an ablation compares test metrics: set data.test_csv")
+    data = {repr(config.data): config for config in configs.values()}
+    digests = {key: _digest_data(config) for key, config in data.items()}
+    for name in ABLATION_FILES:
+        (out / name).unlink(missing_ok=True)  # of an earlier ablation
     results: dict[str, list[Trial]] = {name: [] for name in configs}
     for seed in seeds:  # seed by seed, so that an interrupted ablation holds whole rounds
         for name, config in configs.items():
             directory = out / f"{name.replace(' ', '_')}-{seed}"
-            if not _is_evaluated(directory):
+            seeded = dataclasses.replace(config, seed=seed)
+            if not _is_current(directory, seeded, digests[repr(config.data)]):
                 console.print(f"{name}, seed {seed}", style="bold")
-                evaluate(train(dataclasses.replace(config, seed=seed), directory))
+                evaluate(train(seeded, directory))
             results[name].append(_read_trial(directory))
     table = {name: [trial._asdict() for trial in trials] for name, trials in results.items()}
-    (out / "ablation.json").write_text(json.dumps(table, indent=2) + "\n", "utf-8")
+    write_json(out / TABLE_FILE, table)
     return results
 
 
@@ -125,12 +135,29 @@ def _read_trial(directory: Path) -> Trial:
     hits, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     f1 = 2 * hits / np.maximum(true + predicted, 1)
     return Trial(
-        scores=json.loads((directory / METRICS_FILE).read_text("utf-8"))["test"],
+        scores=read_metrics(directory)["test"],
         f1=dict(zip(confusion["labels"], f1.tolist(), strict=True)),
         num_items=dict(zip(confusion["labels"], true.tolist(), strict=True)),
     )
 
 
-def _is_evaluated(directory: Path) -> bool:
-    path = directory / METRICS_FILE
-    return path.is_file() and "test" in json.loads(path.read_text("utf-8"))
+def _digest_data(config: Config) -> dict[str, str]:
+    """Of training, validation and test items."""
+    data = config.data
+    if data.test_csv is None:
+        raise UserError("an ablation compares test metrics: set data.test_csv")
+    spec = PreprocessingSpec(image_size_px=config.image.size_px, max_tokens=config.text.max_tokens)
+    train_items, val_items = read_catalogues(config, spec)
+    test_items = read_split(data.test_csv, data, labels=data.labels or labels_of(train_items), spec=spec)
+    splits = {"training items": train_items, "validation items": val_items, "test items": test_items}
+    return fingerprint_items(data, splits)
+
+
+def _is_current(directory: Path, config: Config, digests: Mapping[str, str]) -> bool:
+    """Whether a finished and evaluated run is there, of this config on these items."""
+    try:
+        fingerprint = json.loads((directory / FINGERPRINT_FILE).read_text("utf-8"))
+        found = {**fingerprint, "test items": read_metrics(directory)["test_items"]}
+        return found.items() >= digests.items() and load_config(directory / CONFIG_FILE) == config
+    except (OSError, KeyError, ValueError, UserError):
+        return False

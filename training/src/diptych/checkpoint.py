@@ -1,4 +1,4 @@
-"""What a run needs to go on after it was killed, in one file that is whole or absent."""
+"""What a run needs to resume after it was killed, in one file that is whole or absent."""
 
 from __future__ import annotations
 
@@ -15,28 +15,42 @@ CHECKPOINT_FILE = "checkpoint.pt"
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
     """Write beside, reach the disk, rename: a kill at any moment leaves the old one or the new one."""
-    directory.mkdir(parents=True, exist_ok=True)
     unfinished = directory / f"{CHECKPOINT_FILE}.tmp"
-    with unfinished.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(directory / CHECKPOINT_FILE)
+    try:
+        with unfinished.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(directory / CHECKPOINT_FILE)
+    except (OSError, RuntimeError) as error:  # torch's own, on a full disk
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise UserError(
+            f"{directory}: cannot save a checkpoint: {reason}. Make room and run the same command again: "
+            "it resumes from the checkpoint before, where there is one"
+        ) from error
 
 
-def load_checkpoint(directory: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The state to go on from; None where there is none. Tensors and plain values only, no pickled code.
+def load_checkpoint(directory: Path, fingerprint: dict[str, str]) -> dict[str, Any] | None:
+    """The state to resume from; None where there is none. Tensors and plain values only, no pickled code.
 
-    fingerprint  of config and data: a checkpoint of another run is refused, not mixed in
+    fingerprint  of each thing that the run depends on: a checkpoint of another run is refused, not mixed in
     """
     path = directory / CHECKPOINT_FILE
     if not path.is_file():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if state["fingerprint"] != fingerprint:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        found = dict(state["fingerprint"])
+    except Exception as error:  # torch raises almost anything on a damaged file
         raise UserError(
-            f"{path}: belongs to a run with another config or other data. "
-            f"Go on with those, name another --out, or delete it to start anew."
+            f"{path}: damaged, so this run cannot be resumed ({str(error).splitlines()[0]}). "
+            f"Delete {directory} to start anew"
+        ) from error
+    changed = [name for name, digest in fingerprint.items() if found.get(name) != digest]
+    if changed:
+        raise UserError(
+            f"{path}: belongs to a run with other {' and '.join(changed)}. "
+            f"Resume it as it was, name another --out, or delete {directory} to start anew"
         )
     return state
 

@@ -27,6 +27,14 @@ Overrides = Annotated[
     Optional[list[str]],
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; repeatable."),
 ]
+DataOverrides = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--set",
+        metavar="data.KEY=VALUE",
+        help="Use another table than the run was trained with, such as data.test_csv=FILE; repeatable.",
+    ),
+]
 ImageOption = Annotated[Optional[Path], typer.Option(help="A picture file.")]
 TextOption = Annotated[str, typer.Option(help="A few words.")]
 PlotOption = Annotated[Optional[Path], typer.Option(help="Draw it into this PNG.")]
@@ -67,12 +75,12 @@ def train(
 
 
 @app.command()
-def evaluate(run: RunArgument) -> None:
+def evaluate(run: RunArgument, overrides: DataOverrides = None) -> None:
     """Report on the test set: both modalities, each alone, every category."""
     from diptych.evaluate import evaluate
     from diptych.run import load_run
 
-    typer.echo(evaluate(load_run(run)))
+    typer.echo(evaluate(load_run(run, overrides or [])))
     _print_scores(run)
 
 
@@ -342,7 +350,7 @@ def ablate(
     """What each part is worth: fusions, balancing, each modality alone, simple baselines."""
     from rich.console import Console
 
-    from diptych.ablation import ablate, measure_baselines, variants
+    from diptych.ablation import PICTURE_FILE, ablate, measure_baselines, variants
     from diptych.ablation_report import balance_table, plot_ablation, score_table
     from diptych.config import load_config
     from diptych.run import load_run
@@ -351,7 +359,7 @@ def ablate(
     others = {path.stem: load_config(path) for path in beside or []}
     results = ablate({**variants(loaded), **others}, out, range(seeds))
     baselines = measure_baselines(load_run(out / f"{loaded.fusion.kind}-0"))
-    plot_ablation(results, baselines, out / "ablation.png")
+    plot_ablation(results, baselines, out / PICTURE_FILE)
     wide = Console(width=max(Console().width, 110))
     wide.print(score_table(results, baselines), balance_table(results, own=loaded.fusion.kind))
     wide.print(f"Drawn in {out}/ablation.png; each variant's report is in its run.")
@@ -413,11 +421,9 @@ def _read_picture(image: Path | None) -> bytes:
 
 
 def _print_scores(run: Path) -> None:
-    import json
+    from diptych.run import read_metrics
 
-    from diptych.run import METRICS_FILE
-
-    metrics = json.loads((run / METRICS_FILE).read_text("utf-8"))
+    metrics = read_metrics(run)
     split = "test" if "test" in metrics else "val"
     typer.echo(f"{split:<12}{'accuracy':>10}{'macro-F1':>10}{'ECE':>8}{'items':>7}")
     for condition, scores in metrics[split].items():

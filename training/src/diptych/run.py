@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from diptych.config import Config, load_config, save_config
 from diptych.errors import UserError
+from diptych.json_file import write_json
+from diptych.labels import LABELS_FILE, read_labels, write_labels
 from diptych.models.backbones import build_classifier, text_architecture
 from diptych.models.classifier import Classifier
-from diptych.preprocessing import Preprocessor
+from diptych.preprocessing import SPEC_FILE, TOKENIZER_FILE, Preprocessor
 
 CONFIG_FILE = "config.toml"
 WEIGHTS_FILE = "model.safetensors"
-LABELS_FILE = "labels.txt"
 METRICS_FILE = "metrics.json"
+HISTORY_FILE = "history.json"
 TEXT_ARCHITECTURE = "text_backbone"
+# The files without which the weights mean something else. model.safetensors holds a digest of them.
+COMPANIONS = (LABELS_FILE, SPEC_FILE, TOKENIZER_FILE)
+BELONGS_TO = "sha256 of labels, preprocessing and tokenizer"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,41 +43,100 @@ class Run:
     model: Classifier
 
     def save(self) -> None:
-        """Write all but the metrics. The weights come last: a directory that has them is whole."""
+        """Write all but the metrics into the directory."""
         self.directory.mkdir(parents=True, exist_ok=True)
         save_config(self.config, self.directory / CONFIG_FILE)
         self.preprocessor.save(self.directory)
-        (self.directory / LABELS_FILE).write_text("".join(f"{label}\n" for label in self.labels), "utf-8")
+        write_labels(self.labels, self.directory / LABELS_FILE)
         text_architecture(self.model.text_encoder).save_pretrained(self.directory / TEXT_ARCHITECTURE)
-        unfinished = self.directory / f"{WEIGHTS_FILE}.tmp"
-        save_file({name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}, unfinished)
-        unfinished.rename(self.directory / WEIGHTS_FILE)
+        belongs_to = {BELONGS_TO: _digest_companions(self.directory)}
+        save_tensors(self.model.state_dict(), self.directory / WEIGHTS_FILE, belongs_to)
 
 
-def load_run(directory: Path) -> Run:
-    """Read what `Run.save` wrote. Needs no hub, no weight package and no pickle."""
+def load_run(directory: Path, overrides: Sequence[str] = ()) -> Run:
+    """Read a run. Needs no hub, no weight package and no pickle.
+
+    overrides  `data.KEY=VALUE`: other tables to evaluate it on; all else stays as it was trained with
+    """
     if not (directory / WEIGHTS_FILE).is_file():
         raise UserError(
             f"{directory}: not a finished run ({WEIGHTS_FILE} is missing). Make one: diptych train"
         )
-    config = load_config(directory / CONFIG_FILE)
-    labels = (directory / LABELS_FILE).read_text("utf-8").splitlines()
-    image = dataclasses.replace(config.image, weights="random")
-    model = build_classifier(
-        image, config.text, config.fusion, len(labels), text_architecture=directory / TEXT_ARCHITECTURE
-    )
-    model.load_state_dict(load_file(directory / WEIGHTS_FILE))
+    for override in overrides:
+        if not override.strip().startswith("data."):
+            raise UserError(f"--set {override}: of a trained run only the keys of [data] can be changed")
+    config = load_config(directory / CONFIG_FILE, overrides)
+    try:
+        labels = read_labels(directory / LABELS_FILE)
+        image = dataclasses.replace(config.image, weights="random")
+        model = build_classifier(
+            image, config.text, config.fusion, len(labels), text_architecture=directory / TEXT_ARCHITECTURE
+        )
+        weights = load_file(directory / WEIGHTS_FILE)
+        _require_companions(directory)
+        model.load_state_dict(weights)
+        preprocessor = Preprocessor.load(directory)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{directory}: damaged, or mixed from several runs ({reason}). Train it again, or copy it again"
+        ) from error
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise UserError(
+            f"{directory}: its weights are not finite, because its training diverged. "
+            "Train it again with a lower train.lr"
+        )
     return Run(
-        directory=directory,
-        config=config,
-        labels=labels,
-        preprocessor=Preprocessor.load(directory),
-        model=model.eval(),
+        directory=directory, config=config, labels=labels, preprocessor=preprocessor, model=model.eval()
     )
+
+
+def _digest_companions(directory: Path) -> str:
+    digest = hashlib.sha256()
+    for name in COMPANIONS:
+        digest.update((directory / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _require_companions(directory: Path) -> None:
+    """Raise ValueError where labels or preprocessing are another run's."""
+    with safe_open(directory / WEIGHTS_FILE, "pt") as file:
+        metadata = file.metadata() or {}
+    if metadata.get(BELONGS_TO, digest := _digest_companions(directory)) != digest:
+        raise ValueError(f"{', '.join(COMPANIONS)} are not those that {WEIGHTS_FILE} was saved with")
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a .safetensors file that is whole or absent, readable as the umask says.
+
+    `save_file` makes its file readable by its owner alone.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata or {})
+        )
+        unfinished.chmod(mode)
+        unfinished.rename(path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_metrics(directory: Path) -> dict[str, Any]:
+    """The sections of metrics.json; none where the file is missing."""
+    path = directory / METRICS_FILE
+    metrics: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return metrics
 
 
 def update_metrics(directory: Path, **sections: Any) -> None:
-    """Set sections of metrics.json and keep the others."""
-    path = directory / METRICS_FILE
-    metrics = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    path.write_text(json.dumps({**metrics, **sections}, indent=2) + "\n", "utf-8")
+    """Set sections of metrics.json and keep the others. None removes one."""
+    metrics = {**read_metrics(directory), **sections}
+    kept = {name: section for name, section in metrics.items() if section is not None}
+    write_json(directory / METRICS_FILE, kept)

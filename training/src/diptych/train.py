@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import dataclasses
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,12 +15,15 @@ from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from diptych.calibration import fit_temperature
-from diptych.checkpoint import remove_checkpoint
 from diptych.config import Config
-from diptych.data.catalogue import labels_of, read_split
+from diptych.data.catalogue import labels_of, read_split, warn
 from diptych.data.items import Item
 from diptych.embedding_cache import embed_items, embed_items_once
+from diptych.errors import UserError
 from diptych.evaluate import evaluate_conditions
+from diptych.fingerprint import FINGERPRINT_FILE, fingerprint
+from diptych.json_file import write_json
+from diptych.labels import check_labels
 from diptych.metrics import summarize
 from diptych.models.backbones import build_classifier, tokenizer_json
 from diptych.models.classifier import Classifier, Embeddings
@@ -28,50 +32,73 @@ from diptych.plots import plot_history
 from diptych.predict import classify
 from diptych.preprocessing import PreprocessingSpec, Preprocessor
 from diptych.progress import progress_bar
-from diptych.run import Run, update_metrics
-from diptych.trainer import Trainer
+from diptych.run import HISTORY_FILE, METRICS_FILE, Run
+from diptych.run_directory import UNFINISHED, begin_run, finish_run
+from diptych.trainer import Position, Trainer
 
 TENSORBOARD = "tensorboard"
 
 
 def train(config: Config, out: Path) -> Run:
-    """Fit one model and write its run directory; an interrupted run of the same config goes on."""
+    """Fit one model and write its run directory; an interrupted run of the same config is resumed.
+
+    All of it happens in RUN/unfinished, which takes RUN's place as one when the run is finished.
+    """
     accelerator = start_accelerator(config.train.precision)
     torch.manual_seed(config.seed)
+    with contextlib.ExitStack() as stack:
+        directory = out / UNFINISHED
+        from_main(accelerator, lambda: stack.enter_context(begin_run(out)))
 
-    # Load. One process reads and judges the catalogues, all get the items.
-    spec = PreprocessingSpec(image_size_px=config.image.size_px, max_tokens=config.text.max_tokens)
-    train_items, val_items = from_main(accelerator, lambda: read_catalogues(config, spec))
-    labels = config.data.labels or labels_of(train_items)
-    val_truth = torch.tensor([labels.index(item.category) for item in val_items])
+        # Load. One process reads and judges the catalogues, all get the items.
+        spec = PreprocessingSpec(image_size_px=config.image.size_px, max_tokens=config.text.max_tokens)
+        train_items, val_items = from_main(accelerator, lambda: read_catalogues(config, spec))
+        labels = config.data.labels or labels_of(train_items)
+        val_truth = torch.tensor([labels.index(item.category) for item in val_items])
 
-    # Build.
-    model = build_classifier(config.image, config.text, config.fusion, len(labels))
-    preprocessor = Preprocessor(spec, tokenizer_json(config.text))
-    run = Run(directory=out, config=config, labels=labels, preprocessor=preprocessor, model=model)
-    trainer = Trainer(run, train_items, accelerator)
-    trainer.restore()
+        # Build.
+        model = build_classifier(config.image, config.text, config.fusion, len(labels))
+        preprocessor = Preprocessor(spec, tokenizer_json(config.text))
+        run = Run(directory=directory, config=config, labels=labels, preprocessor=preprocessor, model=model)
+        belongs_to = from_main(accelerator, lambda: fingerprint(run, train_items, val_items))
+        trainer = Trainer(run, train_items, accelerator, belongs_to)
+        trainer.restore()
 
-    # Loop.
-    with progress_bar("Training", config.train.epochs * trainer.steps_per_epoch) as advance:
-        position = trainer.position
-        advance((position.epoch - 1) * trainer.steps_per_epoch + position.step)
-        while not trainer.is_finished:
-            trainer.train_epoch(advance)
-            val_embeddings = embed_validation(trainer.judged, val_items, preprocessor, accelerator, config)
-            trainer.finish_epoch(judge(trainer.judged, val_embeddings, val_truth))
-            if accelerator.is_main_process:
-                log_to_tensorboard(out, position.history[-1])
+        # Loop.
+        with progress_bar("Training", config.train.epochs * trainer.steps_per_epoch) as advance:
+            position = trainer.position
+            advance((position.epoch - 1) * trainer.steps_per_epoch + position.step)
+            while not trainer.is_finished:
+                trainer.train_epoch(advance)
+                val_embeddings = embed_validation(
+                    trainer.judged, val_items, preprocessor, accelerator, config
+                )
+                trainer.finish_epoch(judge(trainer.judged, val_embeddings, val_truth))
+                if accelerator.is_main_process:
+                    log_to_tensorboard(directory, position.history[-1])
 
-    # Calibrate and save.
-    model = trainer.take_best()
-    if not accelerator.is_main_process:
-        return run  # the main process does the rest
-    val_embeddings = embed_items_once(model, val_items, preprocessor, title="validation items")
-    model.fusion_head.temperature.fill_(fit_temperature(classify(model, val_embeddings), val_truth))
-    run.save()
-    (out / "history.json").write_text(json.dumps(position.history, indent=2) + "\n", "utf-8")
-    plot_history(position.history, position.best_epoch, out / "training_curves.png")
+        # Calibrate and save. The main process does it.
+        trainer.take_best()
+        if accelerator.is_main_process:
+            with explain_failed_writing(out):
+                write_json(directory / FINGERPRINT_FILE, belongs_to)
+                write_run(run, position, train_items, val_items, accelerator)
+                finish_run(out)
+    return dataclasses.replace(run, directory=out)
+
+
+def write_run(
+    run: Run,
+    position: Position,
+    train_items: Sequence[Item],
+    val_items: Sequence[Item],
+    accelerator: Accelerator,
+) -> None:
+    """Calibrate the trained model, and write everything of the run into its directory."""
+    model, directory = run.model, run.directory
+    truth = torch.tensor([run.labels.index(item.category) for item in val_items])
+    embeddings = embed_items_once(model, val_items, run.preprocessor, title="validation items")
+    model.fusion_head.temperature.fill_(fit_temperature(classify(model, embeddings), truth))
     num_epochs = position.epoch - 1
     cost = {
         "num_items": len(train_items),
@@ -82,18 +109,38 @@ def train(config: Config, out: Path) -> Run:
         "peak_memory_mb": peak_memory_mb(),
         "num_processes": accelerator.num_processes,
         "device": accelerator.device.type,
-        "precision": choose_precision(config.train.precision),
+        "precision": choose_precision(run.config.train.precision),
         "temperature": round(model.fusion_head.temperature.item(), 4),
     }
-    update_metrics(out, train=cost, val=evaluate_conditions(model, val_embeddings, val_truth.numpy()))
-    remove_checkpoint(out)
-    return run
+    run.save()
+    write_json(directory / HISTORY_FILE, position.history)
+    plot_history(position.history, position.best_epoch, directory / "training_curves.png")
+    scores = evaluate_conditions(model, embeddings, truth.numpy())
+    write_json(directory / METRICS_FILE, {"train": cost, "val": scores})
+
+
+@contextlib.contextmanager
+def explain_failed_writing(out: Path) -> Iterator[None]:
+    """A full disk as a UserError. What is there already, a checkpoint or an earlier run, stays."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot write the finished run: {error.strerror or error}. Make room and run the same "
+            "command again: it resumes at the end"
+        ) from error
 
 
 def read_catalogues(config: Config, spec: PreprocessingSpec) -> tuple[list[Item], list[Item]]:
     """Training and validation items. A validation category that training never saw is an error."""
     data = config.data
+    if data.labels is not None:
+        check_labels(data.labels, "data.labels")
     train_items = read_split(data.train_csv, data, labels=data.labels, spec=spec)
+    found = labels_of(train_items)
+    check_labels(found, f"{data.train_csv}: the categories")
+    if unseen := [label for label in data.labels or () if label not in found]:
+        warn(f"{data.train_csv}: no item of {', '.join(unseen)}, which data.labels names: never answered")
     return train_items, read_split(data.val_csv, data, labels=labels_of(train_items), spec=spec)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,11 +17,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from diptych.augmentation import AugmentedItems
-from diptych.checkpoint import load_checkpoint, save_checkpoint
+from diptych.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 from diptych.data.items import Item
 from diptych.dataset import EmbeddedItems, ItemDataset, collate
 from diptych.embedding_cache import embed_items_once
 from diptych.epochs import Epoch, MicroBatch, balancing_weights, num_steps, plan_epoch
+from diptych.errors import UserError
 from diptych.models.classifier import Classifier, Embeddings, Inputs
 from diptych.optimization import TrainConfig, build_optimizer
 from diptych.progress import Advance, console
@@ -43,9 +44,14 @@ class Position:
 
 
 class Trainer:
-    """Trains run.model in place, alone or as one of many processes that see the same steps."""
+    """Trains run.model in place, alone or as one of many processes that see the same steps.
 
-    def __init__(self, run: Run, items: Sequence[Item], accelerator: Accelerator) -> None:
+    fingerprint  of all that the run depends on, for its checkpoints
+    """
+
+    def __init__(
+        self, run: Run, items: Sequence[Item], accelerator: Accelerator, fingerprint: Mapping[str, str]
+    ) -> None:
         self._run = run
         self._config = run.config.train
         self._accelerator = accelerator
@@ -66,7 +72,7 @@ class Trainer:
             else None
         )
         self._best_weights: dict[str, Tensor] = {}
-        self._fingerprint = _fingerprint(run, items)
+        self._fingerprint = dict(fingerprint)
         self.position = Position()
 
     def _open(self, items: Sequence[Item]) -> ItemDataset | EmbeddedItems:
@@ -110,6 +116,7 @@ class Trainer:
             self._fit(drop_modalities(batch, epoch.chance[part.items], config), truth, part)
             if not part.ends_step:
                 continue
+            self._require_finite(self._sum_over_processes(position.loss_sum), "loss")
             accelerator.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
             self._optimizer.step()
             self._schedule.step()
@@ -161,7 +168,8 @@ class Trainer:
             loss_sum = whole + self._config.alone_loss * (image_alone + text_alone)
             # Processes average their gradients; a step's gradient is the mean over all its items.
             accelerator.backward(loss_sum * accelerator.num_processes / part.step_size)
-        position.loss_sum += whole.item()
+        # A loss of one modality alone that is not finite shows here too.
+        position.loss_sum += whole.item() + 0 * loss_sum.item()
         position.num_correct += int((views[0].argmax(1) == truth).sum())
         position.num_seen += len(truth)
 
@@ -178,9 +186,34 @@ class Trainer:
             (self._run.config.seed * 1_000_003 + step) * 1_009 + self._accelerator.process_index
         )
 
+    def _sum_over_processes(self, value: float) -> float:
+        """So that all processes come to one decision."""
+        if self._accelerator.num_processes == 1:
+            return value
+        mine = torch.tensor(value, dtype=torch.float64, device=self._accelerator.device)
+        return float(self._accelerator.reduce(mine, reduction="sum").item())
+
+    def _require_finite(self, loss: float, name: str) -> None:
+        """Stop a run that has diverged. Its checkpoint goes: it could only diverge again."""
+        if math.isfinite(loss):
+            return
+        if self._accelerator.is_main_process:
+            remove_checkpoint(self._run.directory)
+        config = self._config
+        rates = [f"train.lr, which is {config.lr:g}"]
+        rates += [] if config.freeze_backbones else [f"train.backbone_lr, which is {config.backbone_lr:g}"]
+        raise UserError(
+            f"training diverged: the {name} is {loss} in epoch {self.position.epoch}; "
+            f"lower {' or '.join(rates)}"
+        )
+
     def finish_epoch(self, scores: dict[str, float]) -> None:
-        """Record what the epoch was worth, keep its weights if it is the best, and save."""
+        """Record what the epoch was worth, keep its weights if it is the best, and save.
+
+        raises  UserError where the validation loss is not finite
+        """
         position = self.position
+        self._require_finite(scores["val_loss"], "validation loss")
         sums = torch.tensor([position.loss_sum, position.num_correct, position.num_seen], dtype=torch.float64)
         loss_sum, num_correct, num_seen = self._accelerator.reduce(sums, reduction="sum").tolist()
         record = {
@@ -221,7 +254,7 @@ class Trainer:
         save_checkpoint(self._run.directory, state)
 
     def restore(self) -> None:
-        """Go on where an interrupted run with the same config and data stopped."""
+        """Resume where an interrupted run with the same fingerprint stopped."""
         state = load_checkpoint(self._run.directory, self._fingerprint)
         if state is None:
             return
@@ -233,7 +266,7 @@ class Trainer:
         self._best_weights = state["best"]
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-        console.print(f"Going on from epoch {self.position.epoch}, step {self.position.step}.")
+        console.print(f"Resuming at epoch {self.position.epoch}, step {self.position.step}.")
 
     def _trained(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Without backbones that do not change."""
@@ -262,12 +295,3 @@ def freeze_batch_norm(backbone: nn.Module) -> None:
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
-
-
-def _fingerprint(run: Run, items: Sequence[Item]) -> str:
-    """Of what the steps depend on: config, labels and items."""
-    steps = dataclasses.replace(run.config.train, checkpoint_minutes=1, num_workers=0)  # what matters of it
-    digest = hashlib.sha256(repr((dataclasses.replace(run.config, train=steps), run.labels)).encode())
-    for item in items:
-        digest.update(repr((item.line, item.text, item.category)).encode())
-    return digest.hexdigest()

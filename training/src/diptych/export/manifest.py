@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -15,7 +14,7 @@ import torch
 from diptych.export.gate import Gated
 from diptych.export.torchscript import IMAGE_ENCODER, TEXT_ENCODER
 from diptych.release.repository import sha256
-from diptych.run import METRICS_FILE, WEIGHTS_FILE, Run
+from diptych.run import WEIGHTS_FILE, Run, read_metrics
 
 
 def build_manifest(
@@ -27,7 +26,7 @@ def build_manifest(
     gated: Gated,
 ) -> dict[str, Any]:
     """Run, git commit, checksums, signatures, precision and parity figures of one version."""
-    metrics = json.loads((run.directory / METRICS_FILE).read_text("utf-8"))
+    metrics = read_metrics(run.directory)
     return {
         "version": version,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -18,6 +18,7 @@ from diptych.export.gate import Gated, write_parts
 from diptych.export.manifest import build_manifest
 from diptych.export.precision import FP32, Precision
 from diptych.export.torchscript import IMAGE_ENCODER
+from diptych.labels import LABELS_FILE, write_labels
 from diptych.release import golden
 from diptych.release.asking import ask_in_process
 from diptych.release.golden import GOLDEN_FILE
@@ -35,7 +36,7 @@ from diptych.release.repository import (
     write_pins,
 )
 from diptych.release.signing import sign_manifest
-from diptych.run import LABELS_FILE, Run
+from diptych.run import Run
 from diptych.serving.settings import Settings, apply_settings
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _stage(
     run.preprocessor.save(directories[PREPROCESS])
     shutil.copy2(preprocessing.__file__, directories[PREPROCESS])
     for model in (ENSEMBLE, TALLY):
-        (directories[model] / LABELS_FILE).write_text("".join(f"{label}\n" for label in run.labels), "utf-8")
+        write_labels(run.labels, directories[model] / LABELS_FILE)
     write_pins(staged, version)
     write_loaded(staged, [version])
     _size_warmup(staged, run.preprocessor.spec.image_size_px)

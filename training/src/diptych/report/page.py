@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import datetime
-import json
+from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 from diptych.report import sections
 from diptych.report.evaluation import Evaluation
 from diptych.report.mistakes import find_mistakes
 from diptych.report.templates import render
-from diptych.run import CONFIG_FILE, METRICS_FILE
+from diptych.run import CONFIG_FILE, read_metrics
 
 REPORT_FILE = "report.html"
 
 
-def write_report(evaluation: Evaluation) -> None:
-    """Write RUN/report.html. Takes scores from RUN/metrics.json, so that the two never differ."""
+def write_report(evaluation: Evaluation, scores: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Write the page.
+
+    scores  of the test split by condition, as they go into RUN/metrics.json
+    """
     run = evaluation.run
-    saved = json.loads((run.directory / METRICS_FILE).read_text("utf-8"))
+    saved = read_metrics(run.directory)
     page = render(
         "report.html.jinja",
         run=run,
@@ -28,7 +33,7 @@ def write_report(evaluation: Evaluation) -> None:
         config=(run.directory / CONFIG_FILE).read_text("utf-8"),
         cost=sections.describe_cost(saved.get("train", {})),
         curves=sections.draw_curves(run, saved),
-        **sections.describe_scores(evaluation, saved["test"]),
+        **sections.describe_scores(evaluation, scores),
         **sections.describe_categories(evaluation),
         **sections.describe_confidence(evaluation),
         missing=sections.describe_missing(evaluation),
@@ -36,4 +41,4 @@ def write_report(evaluation: Evaluation) -> None:
             evaluation.items, evaluation.truth, evaluation.answers, run.labels, run.preprocessor.spec
         ),
     )
-    (run.directory / REPORT_FILE).write_text(page, "utf-8")
+    path.write_text(page, "utf-8")

@@ -14,7 +14,7 @@ from diptych.plots import draw_history
 from diptych.predict import CONDITIONS
 from diptych.report import figures
 from diptych.report.evaluation import Evaluation
-from diptych.run import Run
+from diptych.run import HISTORY_FILE, Run
 
 MISSING_SHARES = [step / 10 for step in range(11)]
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -138,7 +138,7 @@ def describe_missing(evaluation: Evaluation) -> dict[str, Any] | None:
 
 def draw_curves(run: Run, saved: Mapping[str, Any]) -> Markup | None:
     """Loss and scores over the epochs; None where the run has no history."""
-    path = run.directory / "history.json"
+    path = run.directory / HISTORY_FILE
     history = json.loads(path.read_text("utf-8")) if path.is_file() else []
     if not history:
         return None
