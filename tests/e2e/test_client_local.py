@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from raw_wire import Item
+from tiny_repository import build_tiny_repository, write_manifest
 
 from diptych.serving import Server
 from diptych_client import AsyncClient, Client, InvalidInput
@@ -97,6 +98,14 @@ def test_a_file_that_was_changed_is_not_run(repository: Path, tmp_path: Path, fi
     with pytest.raises(InvalidInput, match=f"{file}, whose checksum is not the one in the manifest"):
         Client(f"local:{repository}")
     assert not (tmp_path / "was_run").exists()
+
+
+def test_only_a_line_feed_ends_a_label(tmp_path: Path) -> None:
+    repository = build_tiny_repository(tmp_path / "tiny")
+    (repository / "classifier/1/labels.txt").write_bytes("a\u2028b\nc\x85d\ne\x0cf\n".encode())
+    write_manifest(repository)
+    with Client(f"local:{repository}", timeout_s=30) as client:
+        assert list(client.labels()) == ["a\u2028b", "c\x85d", "e\x0cf"]
 
 
 def test_what_is_no_repository_is_refused(repository: Path, tmp_path: Path) -> None:

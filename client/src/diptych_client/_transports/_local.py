@@ -50,7 +50,9 @@ class LocalTransport:
 
         release = _Release(Path(path))
         self._version = str(release.version)
-        self._labels = release.read_part(MODEL, "labels.txt").decode("utf-8").splitlines()
+        # Only a line feed ends a label: str.splitlines knows nine other characters.
+        lines = release.read_part(MODEL, "labels.txt").decode("utf-8")
+        self._labels = lines.removesuffix("\n").split("\n")
         self._snapshot = _import_snapshot(release)
         self._preprocessor = self._snapshot.Preprocessor(
             self._snapshot.PreprocessingSpec(**json.loads(release.read_part("preprocess", SPEC))),
