@@ -31,7 +31,7 @@ $(SETUP): training/pyproject.toml training/constraints.txt client/pyproject.toml
 		{ echo "Diptych needs Python 3.10 to 3.12, found $$($(PYTHON) --version). Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "Debian and Ubuntu keep venv apart: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on \
-		--constraint training/constraints.txt --editable 'client[local,score,demo,tracing]' --editable 'training[quickstart,embedded,loadtest,bench,dev,operations]'
+		--constraint training/constraints.txt --editable 'client[local,score,demo,tracing,heic]' --editable 'training[quickstart,embedded,loadtest,bench,dev,operations]'
 	@touch $@
 
 $(DATA): | $(SETUP)
@@ -61,7 +61,7 @@ check: lint ## ruff, mypy, unit and contract tests
 CLIENT_CHECK = build/client-check-$(notdir $(PYTHON))
 check-client: ## the client's tests by themselves on another Python: make check-client PYTHON=python3.10
 	@$(PYTHON) -m venv --clear $(CLIENT_CHECK)
-	@$(CLIENT_CHECK)/bin/pip install --disable-pip-version-check --quiet ./client pytest
+	@$(CLIENT_CHECK)/bin/pip install --disable-pip-version-check --quiet './client[heic,score]' pytest
 	@$(CLIENT_CHECK)/bin/python -c 'import sys, numpy; print("Python", *sys.version.split()[:1], "with NumPy", numpy.__version__)'
 	@$(CLIENT_CHECK)/bin/python -m pytest -q -p no:cacheprovider --ignore tests/client/test_wheel.py tests/client
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +55,7 @@ def test_a_pil_image_arrives_pixel_for_pixel(mode: str):
     assert received.tobytes() == image.tobytes()
 
 
-@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "F"])
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV"])
 def test_a_pil_image_that_png_cannot_hold_becomes_rgb(mode: str):
     assert decode(encode_image(Image.fromarray(PICTURE).convert(mode))).mode == "RGB"
 
@@ -96,7 +96,10 @@ def test_neither_image_nor_text_is_refused(text: str | None):
         ),
         ("data:image/png;base64,AAAA", "found the URL 'data:image/png;base64,AAAA'"),
         (io.BytesIO(), "found a file object at its end"),
-        (io.StringIO("picture"), "found a file object that reads str; accepted: binary mode"),
+        (
+            io.StringIO("picture"),
+            "found a file object that reads str; accepted: a file object in binary mode",
+        ),
         (PICTURE[..., 0], r"found an array of shape \(5, 7\) and dtype uint8; accepted: shape \(H, W, 3\)"),
         (PICTURE / 255, r"found an array of shape \(5, 7, 3\) and dtype float64"),
         (PICTURE[:0], r"found an array of shape \(0, 7, 3\)"),
@@ -137,8 +140,56 @@ def test_a_text_that_is_none_is_refused_with_what_was_found(text: object, messag
         encode_text(text)
 
 
+class Pipe(io.RawIOBase):
+    """Gives what has arrived so far, as raw pipes and sockets do."""
+
+    def __init__(self, data: bytes | None) -> None:
+        self._parts = None if data is None else [data[at : at + 1000] for at in range(0, len(data), 1000)]
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int | None:
+        if self._parts is None:
+            return None
+        part = self._parts.pop(0) if self._parts else b""
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def test_a_raw_pipe_is_read_to_its_end():
+    data = png(Image.fromarray(PICTURE)) + bytes(2002)
+    assert encode_image(Pipe(data)) == data
+    with pytest.raises(InvalidInput, match=r"found a file object with more than 1,500 bytes"):
+        encode_image(Pipe(data), InputRules(Limits(max_image_bytes=1500)))
+
+
+def test_a_pipe_of_another_process_is_read_to_its_end():
+    code = "import os, time; [(os.write(1, b'x' * 1001), time.sleep(0.05)) for _ in range(2)]"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, bufsize=0) as writer:
+        assert encode_image(writer.stdout) == b"x" * 2002
+
+
+def test_a_pipe_that_does_not_wait_for_its_data_is_refused():
+    with pytest.raises(InvalidInput, match=r"found a file object that reads NoneType; .* waits for its data"):
+        encode_image(Pipe(None))
+
+
+def test_a_file_object_that_breaks_is_refused():
+    closed = io.BytesIO(b"data")
+    closed.close()
+    with pytest.raises(
+        InvalidInput, match=r"found a file object that cannot be read \(I/O operation on closed"
+    ):
+        encode_image(closed)
+    pipe = Pipe(b"data")
+    pipe.readinto = lambda buffer: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+    with pytest.raises(InvalidInput, match=r"found a file object that cannot be read \(Input/output error\)"):
+        encode_image(pipe)
+
+
 def test_what_the_server_would_refuse_for_its_size_never_leaves(tmp_path: Path):
-    rules = InputRules(Limits(max_image_bytes=100, max_image_pixels=1000, max_text_bytes=5))
+    rules = InputRules(Limits(max_image_bytes=100, max_text_bytes=5))
     path = tmp_path / "large.jpg"
     path.write_bytes(bytes(101))
     for image, found in (
@@ -150,27 +201,6 @@ def test_what_the_server_would_refuse_for_its_size_never_leaves(tmp_path: Path):
             encode_image(image, rules)
     with pytest.raises(InvalidInput, match=r"^text: found 6 bytes; accepted: at most 5 bytes of UTF-8$"):
         encode_text("äöü", rules)
-
-
-@pytest.mark.parametrize("kind", ["file", "PIL image", "array"])
-def test_too_many_pixels_never_leave(kind: str):
-    picture = Image.new("RGB", (101, 10))
-    image = {"file": png(picture), "PIL image": picture, "array": np.asarray(picture)}[kind]
-    rules = InputRules(Limits(max_image_pixels=1000))
-    with pytest.raises(InvalidInput, match=r"^image: found 101 x 10 pixels; accepted: at most 1,000 pixels$"):
-        encode_image(image, rules)
-
-
-def test_a_decompression_bomb_is_refused_unopened():
-    def chunk(content: bytes) -> bytes:
-        return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
-
-    size = chunk(b"IHDR" + struct.pack(">II", 20_000, 20_000) + b"\x08\x02\0\0\0")
-    bomb = b"\x89PNG\r\n\x1a\n" + size + chunk(b"IDAT")
-    with pytest.raises(
-        InvalidInput, match=r"^image: found far too many pixels; accepted: at most 64,000,000"
-    ):
-        encode_image(bomb)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "PIL image", "array"])

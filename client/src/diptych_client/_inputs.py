@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypedDict
 
 from diptych_client._errors import InvalidInput
 
@@ -20,9 +20,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    ImageInput = (
-        str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image | NDArray[np.uint8] | None
-    )
+
+class Pixels(Protocol):
+    """A PIL image or a numpy array, named without importing either."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]: ...
+
+
+ImageInput = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Pixels | None
+
+
+class Item(TypedDict, total=False):
+    """What `classify_many` takes for each item: either may be missing. Other keys are left alone."""
+
+    image: ImageInput
+    text: str | None
+
 
 ACCEPTED_IMAGE = "a path, bytes, a binary file object, a PIL image, an (H, W, 3) uint8 array, or None"
 ACCEPTED_FILE = "an encoded image file, or None for no image"
@@ -36,11 +50,35 @@ Fetch = Callable[[str], bytes]
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is refused before it is sent. The defaults are the server's own."""
+    """What the server refuses, and what is decoded here for that.
+
+    All but the last are the server's own, as `diptych export` writes them unless its config says otherwise. A
+    pixel limit of 0: the server does not take the format.
+
+    max_jpeg_coefficients     of a progressive JPEG: a decoder holds all of them
+    max_jpeg_scanned_samples  of a progressive JPEG, summed over its scans
+    max_converted_pixels      of a file that the server does not take and that is converted here. Decoding
+                              takes up to 50 ms and 16 MB for each megapixel. 0: no file is converted.
+    """
 
     max_image_bytes: int = 20 * 2**20
-    max_image_pixels: int = 64_000_000
+    max_jpeg_pixels: int = 64_000_000
+    max_png_pixels: int = 12_000_000
+    max_webp_pixels: int = 2**22
+    max_gif_pixels: int = 2**22
+    max_bmp_pixels: int = 2**22
+    max_tiff_pixels: int = 0
+    max_avif_pixels: int = 0
+    max_heic_pixels: int = 0
+    max_jpeg_coefficients: int = 2**25
+    max_jpeg_scanned_samples: int = 100_000_000
     max_text_bytes: int = 64 * 2**10
+    max_converted_pixels: int = 25_000_000
+
+    def max_pixels(self, format: str) -> int:
+        """Of a format, as in 'JPEG'."""
+        limit: int = getattr(self, f"max_{format.lower()}_pixels")
+        return limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +147,7 @@ def encode_image(image: ImageInput, rules: InputRules = _DEFAULT_RULES) -> bytes
     _checked_size(data, rules.limits)
     from diptych_client import _images
 
-    return _images.check_and_shrink(data, rules.limits.max_image_pixels, rules.shrink_to_px)
+    return _checked_size(_images.fit(data, rules.limits, rules.shrink_to_px), rules.limits)
 
 
 def _read_named(name: str, rules: InputRules) -> bytes:
@@ -130,25 +168,37 @@ def _read_path(path: str, limits: Limits) -> bytes:
             size = os.fstat(file.fileno()).st_size
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         reason = (isinstance(error, OSError) and error.strerror) or error
-        raise InvalidInput.refusing("image", f"{path[:200]!r} ({reason})", "a readable file") from None
+        raise InvalidInput.refusing("image", f"{path[:200]!r} ({reason})", "a readable file") from error
     if len(data) > limits.max_image_bytes:
         raise _too_large(f"{path[:200]!r} of {size:,} bytes", limits)
     return _not_empty(data, f"{path!r}, an empty file")
 
 
 def _read_file(file: IO[bytes], limits: Limits) -> bytes:
-    data = file.read(limits.max_image_bytes + 1)
-    if not isinstance(data, bytes):
-        raise InvalidInput.refusing("image", f"a file object that reads {_describe(data)}", "binary mode")
-    if len(data) > limits.max_image_bytes:
-        raise _too_large(f"a file object with more than {limits.max_image_bytes:,} bytes", limits)
-    return _not_empty(data, "a file object at its end")
+    """Read to the end: one `read` of a raw pipe or socket returns what has arrived so far."""
+    parts: list[bytes] = []
+    num_bytes = 0
+    while num_bytes <= limits.max_image_bytes:
+        try:
+            part = file.read(limits.max_image_bytes + 1 - num_bytes)
+        except (OSError, ValueError) as error:  # ValueError: a closed file
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            found = f"a file object that cannot be read ({reason})"
+            raise InvalidInput.refusing("image", found, "a readable file object") from error
+        if not isinstance(part, bytes):  # None: it does not block, and has nothing yet
+            accepted = "a file object in binary mode that waits for its data"
+            raise InvalidInput.refusing("image", f"a file object that reads {_describe(part)}", accepted)
+        if not part:
+            return _not_empty(b"".join(parts), "a file object at its end")
+        parts.append(part)
+        num_bytes += len(part)
+    raise _too_large(f"a file object with more than {limits.max_image_bytes:,} bytes", limits)
 
 
 def _from_pixels(picture: Image, rules: InputRules) -> bytes:
     from diptych_client import _images
 
-    return _images.encode(picture, rules.limits.max_image_pixels, rules.shrink_to_px)
+    return _images.encode(picture, rules.limits, rules.shrink_to_px)
 
 
 def _picture_of(array: NDArray[np.uint8]) -> Image:
