@@ -1,9 +1,10 @@
-"""Scores Parquet with Ray Data, past what one machine can send: one client for each actor.
+"""Scores Parquet with Ray Data, for more than one machine can send: one client for each actor.
 
     python ray_score.py items/ scores/ --url grpc://triton:8001 --actors 8
 
 The rows have `image` (bytes) or `description` or both. The output has them without `image`, and for each
-either `label` and `score`, or `error`. Needs `pip install diptych-client 'ray[data]'`.
+either `label` and `score`, or the `error` in the row. Any other failure, such as a server that is gone, ends
+the job: no row is written down as bad for it. Needs `pip install diptych-client 'ray[data]'`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import pyarrow as pa
 import ray
 
-from diptych_client import Answer, Client
+from diptych_client import Client, InvalidInput, Outcome
 
 ROWS_PER_BATCH = 256
 
@@ -27,17 +28,20 @@ class Classifier:
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
         items = ({"image": row.pop("image", None), "text": row.get("description")} for row in rows)
-        outcomes = [self._describe(outcome) for outcome in self._client.classify_many(items, concurrency=16)]
+        outcomes = [self._describe(outcome) for outcome in self._client.classify_many(items)]
         kept = batch.drop_columns("image") if "image" in batch.column_names else batch
         for name, kind in (("label", pa.string()), ("score", pa.float32()), ("error", pa.string())):
             kept = kept.append_column(name, pa.array([outcome.get(name) for outcome in outcomes], kind))
         return kept
 
     @staticmethod
-    def _describe(outcome: object) -> dict[str, object]:
-        if isinstance(outcome, Answer):
-            return {"label": outcome.label, "score": outcome.score}
-        return {"error": str(outcome)}
+    def _describe(outcome: Outcome) -> dict[str, object]:
+        if outcome.answer is not None:
+            return {"label": outcome.answer.label, "score": outcome.answer.score}
+        if isinstance(outcome.error, InvalidInput) and outcome.error.is_about_item:
+            return {"error": str(outcome.error)}
+        assert outcome.error is not None
+        raise outcome.error  # not this row's fault: Ray tries the batch again, or ends the job
 
 
 def main() -> None:

@@ -126,8 +126,8 @@ def test_explain_says_what_each_modality_alone_would_say(triton: FakeTriton, cap
     picture.write_bytes(b"picture")
     assert main(["classify", str(picture), "--text", "words", "--explain"]) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == [
-        "picture only: clothing 0.900",
-        "words only: clothing 0.900",
+        "image only: clothing 0.900",
+        "text only: clothing 0.900",
         "decided by: either",
     ]
     sent = sorted(

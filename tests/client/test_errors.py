@@ -79,7 +79,7 @@ def test_a_callers_words_in_a_message_do_not_change_its_type():
 
 
 @pytest.mark.parametrize(
-    "error", [InvalidInput("m", "id", "image", "a word", 3), diptych_client.Overloaded("m", "id")]
+    "error", [InvalidInput("m", "id", "image", "a word"), diptych_client.Overloaded("m", "id")]
 )
 def test_errors_survive_a_process_boundary(error: DiptychError):
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301

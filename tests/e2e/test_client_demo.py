@@ -87,8 +87,8 @@ class Browser:
         self.call("DOM.setFileInputFiles", nodeId=field, files=[str(path)])
 
     def type_words(self, words: str) -> None:
-        self.evaluate("document.querySelector('#words textarea').focus()")
-        self.evaluate("document.querySelector('#words textarea').select()")
+        self.evaluate("document.querySelector('#text textarea').focus()")
+        self.evaluate("document.querySelector('#text textarea').select()")
         self.call("Input.insertText", text=words)
 
     def _read_message(self) -> bytes:
@@ -146,13 +146,13 @@ def test_a_picture_and_words_show_what_each_alone_would_say(
 
     browser.choose_file(tmp_path / "warm.png")
     browser.wait_for(r"^\d+ ms · model version 1", "#status")
-    assert "%" in browser.wait_for("warm", "#picture-alone")
-    assert "%" not in browser.evaluate("document.querySelector('#words-alone').innerText")
+    assert "%" in browser.wait_for("warm", "#image-alone")
+    assert "%" not in browser.evaluate("document.querySelector('#text-alone').innerText")
 
     browser.type_words("fire and lamp")
     browser.evaluate("document.querySelector('#classify').click()")
     browser.wait_for(r"(decided|agree|together).* · \d+ ms · model version 1", "#status")
-    for name in ("#both", "#picture-alone", "#words-alone"):
+    for name in ("#both", "#image-alone", "#text-alone"):
         assert re.search(r"\d+%", browser.wait_for("warm", name))
 
 

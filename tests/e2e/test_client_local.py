@@ -62,13 +62,13 @@ def test_everything_else_works_in_process_too(exported_repository: Path) -> None
         outcomes = list(
             client.classify_many([{"text": "leaf"}] * 5 + [{"image": b"no picture"}], concurrency=3)
         )
-    assert [isinstance(outcome, InvalidInput) for outcome in outcomes] == [False] * 5 + [True]
+    assert [isinstance(outcome.error, InvalidInput) for outcome in outcomes] == [False] * 5 + [True]
 
     async def ask() -> str | None:
         async with AsyncClient(f"local:{exported_repository}", timeout_s=30) as client:
             return (await client.classify(text="leaf")).label
 
-    assert asyncio.run(ask()) == outcomes[0].label
+    assert asyncio.run(ask()) == outcomes[0].answer.label
 
 
 def test_the_version_is_the_one_that_the_ensemble_pins(repository: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from raw_wire import Item
 
 from diptych.serving import Server
-from diptych_client import Answer, AsyncClient, Client, DiptychError, InvalidInput
+from diptych_client import AsyncClient, Client, InvalidInput, Outcome
 
 CONCURRENCY = 4
 HELD = 2 * CONCURRENCY
@@ -49,9 +49,11 @@ def client_threads() -> list[str]:
 def test_answers_come_in_the_order_of_the_items(client: Client, items: list[Item]) -> None:
     given = as_mappings(items)
     one_by_one = [client.classify(item["image"], item["text"]).probabilities for item in given]
-    for answer, expected in zip(client.classify_many(given), one_by_one, strict=True):
-        assert isinstance(answer, Answer)
-        assert answer.probabilities == pytest.approx(expected, abs=1e-5)
+    outcomes = list(client.classify_many(given))
+    assert [outcome.index for outcome in outcomes] == list(range(len(given)))
+    for outcome, expected in zip(outcomes, one_by_one, strict=True):
+        assert outcome.answer is not None
+        assert outcome.answer.probabilities == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_bad_item_yields_its_error_in_its_place(client: Client, tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def test_a_bad_item_yields_its_error_in_its_place(client: Client, tmp_path: Path
             ]
         )
     )
-    assert [isinstance(outcome, Answer) for outcome in outcomes] == [
+    assert [outcome.error is None for outcome in outcomes] == [
         True,
         False,
         True,
@@ -78,7 +80,7 @@ def test_a_bad_item_yields_its_error_in_its_place(client: Client, tmp_path: Path
         False,
         True,
     ]
-    found = [str(outcome) for outcome in outcomes if isinstance(outcome, InvalidInput)]
+    found = [str(outcome.error) for outcome in outcomes if isinstance(outcome.error, InvalidInput)]
     assert "found 13 bytes in no known format" in found[0]
     assert "found a mapping with the keys ['picture', 'words']; accepted: a mapping with the keys" in found[1]
     assert "No such file" in found[2]
@@ -86,7 +88,7 @@ def test_a_bad_item_yields_its_error_in_its_place(client: Client, tmp_path: Path
 
 
 def test_a_kept_error_does_not_keep_the_picture(client: Client) -> None:
-    (error,) = client.classify_many([{"image": b"not a picture"}])
+    ((_, error),) = [(outcome.index, outcome.error) for outcome in client.classify_many([{"image": b"no"}])]
     while error is not None:
         assert error.__traceback__ is None
         error = error.__cause__ or error.__context__
@@ -97,7 +99,7 @@ def test_an_endless_source_is_taken_only_as_far_as_needed(client: Client) -> Non
     source = ({"text": f"leaf {next(taken)}"} for _ in itertools.count())
     with contextlib.closing(client.classify_many(source, concurrency=CONCURRENCY)) as outcomes:
         for _ in range(20):
-            assert isinstance(next(outcomes), Answer)
+            assert next(outcomes).error is None
     assert next(taken) <= 20 + HELD
 
 
@@ -127,9 +129,7 @@ def test_without_a_server_every_item_yields_its_own_error() -> None:
     with Client("grpc://127.0.0.1:9", timeout_s=0.2) as client:
         outcomes = list(client.classify_many([{"text": "leaf"}] * 3))
     assert len(outcomes) == 3
-    assert all(
-        isinstance(outcome, DiptychError) and not isinstance(outcome, InvalidInput) for outcome in outcomes
-    )
+    assert all(outcome.error and not isinstance(outcome.error, InvalidInput) for outcome in outcomes)
 
 
 @pytest.mark.parametrize("transport", ["grpc", "http"])
@@ -141,7 +141,7 @@ def test_the_asynchronous_twin_answers_the_same(server: Server, items: list[Item
         for item in given:
             yield item
 
-    async def ask() -> tuple[list[object], list[object]]:
+    async def ask() -> tuple[list[Outcome], list[Outcome]]:
         async with AsyncClient(url, timeout_s=30) as client:
             from_list = [outcome async for outcome in client.classify_many(given)]
             from_stream = [outcome async for outcome in client.classify_many(source(), concurrency=2)]
@@ -151,9 +151,9 @@ def test_the_asynchronous_twin_answers_the_same(server: Server, items: list[Item
         expected = list(client.classify_many(given))
     for outcomes in asyncio.run(ask()):
         assert len(outcomes) == len(expected)
-        assert isinstance(outcomes[-1], InvalidInput)
-        for answer, wanted in zip(outcomes[:-1], expected[:-1], strict=True):
-            assert answer.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
+        assert isinstance(outcomes[-1].error, InvalidInput)
+        for outcome, wanted in zip(outcomes[:-1], expected[:-1], strict=True):
+            assert outcome.answer.probabilities == pytest.approx(wanted.answer.probabilities, abs=1e-5)
 
 
 def test_an_asynchronous_consumer_that_stops_early_leaves_no_task_behind_the_client(server: Server) -> None:
@@ -165,7 +165,7 @@ def test_an_asynchronous_consumer_that_stops_early_leaves_no_task_behind_the_cli
             source = ({"text": f"leaf {next(taken)}"} for _ in itertools.count())
             async with contextlib.aclosing(client.classify_many(source, concurrency=CONCURRENCY)) as outcomes:
                 async for outcome in outcomes:
-                    assert isinstance(outcome, Answer)
+                    assert outcome.error is None
                     break
         return asyncio.all_tasks() - before
 

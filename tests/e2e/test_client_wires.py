@@ -167,20 +167,20 @@ def test_an_explanation_holds_what_each_modality_alone_says(client: Client, item
     answer = client.classify(image, text, explain=True)
     assert answer.explanation is not None
     for alone, asked in (
-        (answer.explanation.picture_only, {"image": image}),
-        (answer.explanation.words_only, {"text": text}),
+        (answer.explanation.image_only, {"image": image}),
+        (answer.explanation.text_only, {"text": text}),
     ):
         assert alone is not None
         assert alone.probabilities == pytest.approx(client.classify(**asked).probabilities, abs=1e-5)
-    assert client.classify(image, explain=True).explanation.decided_by == "picture"
-    assert client.classify(text=text, explain=True).explanation.decided_by == "words"
+    assert client.classify(image, explain=True).explanation.decided_by == "image"
+    assert client.classify(text=text, explain=True).explanation.decided_by == "text"
 
 
 def test_the_async_twin_explains_too(server: Server, items: list[Item]) -> None:
     async def ask() -> None:
         async with AsyncClient(server.grpc_url) as client:
             answer = await client.classify(items[0][0], items[0][1].decode(), explain=True)
-            assert answer.explanation.decided_by in ("picture", "words", "either", "together")
+            assert answer.explanation.decided_by in ("image", "text", "either", "together")
 
     asyncio.run(ask())
 

@@ -6,7 +6,7 @@ Importing this package loads no gRPC, Pillow or numpy: they come with the first 
 
 from typing import TYPE_CHECKING, Any
 
-from diptych_client._answer import Answer, Explanation, Scored, ServerInfo, Timings
+from diptych_client._answer import Answer, Explanation, Outcome, Scored, ServerInfo, Timings
 from diptych_client._client import AsyncClient, Client
 from diptych_client._conversation import Health
 from diptych_client._environment import needs_extra
@@ -19,7 +19,7 @@ from diptych_client._errors import (
     Overloaded,
     ServerFault,
 )
-from diptych_client._inputs import Limits
+from diptych_client._inputs import ImageInput, Item, Limits
 from diptych_client._retries import Retries
 from diptych_client._tls import Tls
 
@@ -37,9 +37,12 @@ __all__ = [
     "DiptychError",
     "Explanation",
     "Health",
+    "ImageInput",
     "InvalidInput",
+    "Item",
     "Limits",
     "ModelNotReady",
+    "Outcome",
     "Overloaded",
     "Retries",
     "Scored",

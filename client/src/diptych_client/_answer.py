@@ -9,7 +9,8 @@ import dataclasses
 import math
 import os
 import struct
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 from diptych_client._errors import DiptychError, ServerFault
 
@@ -29,11 +30,13 @@ class Request:
     different sets of optional inputs.
 
     wants_labels  asks for Triton's classification strings instead of FP32 values
+    is_probe      no item of the caller's: the client asks for itself, about labels or health
     """
 
     image: bytes = b""
     text: bytes = b""
     wants_labels: bool = False
+    is_probe: bool = False
     request_id: str = dataclasses.field(default_factory=lambda: os.urandom(16).hex())
 
 
@@ -128,25 +131,25 @@ class Timings:
     num_attempts  1: answered at once
     """
 
-    total_ms: float
-    encode_ms: float
-    waiting_ms: float
-    num_attempts: int
+    total_ms: float = 0.0
+    encode_ms: float = 0.0
+    waiting_ms: float = 0.0
+    num_attempts: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
     """What each modality alone would say, and which of them decided.
 
-    picture_only  the answer without the words; None where there is no picture
-    words_only    the answer without the picture; None where there are no words
-    decided_by    'picture' or 'words': that one alone says the same, and the other does not, or is not there;
-                  'either': each alone says the same; 'together': neither does
+    image_only  the answer without the text; None for an item without an image
+    text_only   the answer without the image; None for an item without a text
+    decided_by  'image' or 'text': that one alone gives the same label, and the other does not, or is absent;
+                'either': each alone gives the same label; 'together': neither does
     """
 
-    picture_only: Answer | None
-    words_only: Answer | None
-    decided_by: str
+    image_only: Answer | None
+    text_only: Answer | None
+    decided_by: Literal["image", "text", "either", "together"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +168,27 @@ class Answer:
     label: str | None
     score: float
     probabilities: dict[str, float]
-    request_id: str
-    model_version: str
-    timings: Timings
+    request_id: str = ""
+    model_version: str = ""
+    timings: Timings = Timings()
     explanation: Explanation | None = None
+
+    @classmethod
+    def of(
+        cls,
+        probabilities: Mapping[str, float],
+        *,
+        min_score: float = 0.0,
+        request_id: str = "",
+        model_version: str = "",
+        timings: Timings = Timings(),
+        explanation: Explanation | None = None,
+    ) -> Answer:
+        """The answer with these probabilities: `Answer.of({"food": 0.9, "tools": 0.1})`."""
+        label = max(probabilities, key=probabilities.__getitem__)
+        score = probabilities[label]
+        shown = label if score >= min_score else None
+        return cls(shown, score, dict(probabilities), request_id, model_version, timings, explanation)
 
     def top(self, k: int) -> tuple[Scored, ...]:
         """The k most probable labels, the first first; all of them where there are fewer than k."""
@@ -176,8 +196,18 @@ class Answer:
         return tuple(Scored(*item) for item in ranked[: max(k, 0)])
 
 
-# Of one item among many: its answer, or the error in its place.
-Outcome = Answer | DiptychError
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one item of `classify_many`: an answer, or the error in its place.
+
+    index   of the item, counted from 0
+    answer  None where there is an error
+    error   None where there is an answer
+    """
+
+    index: int
+    answer: Answer | None = None
+    error: DiptychError | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,11 +225,13 @@ def read_answer(reply: Reply, labels: Labels, min_score: float, timings: Timings
         raise reply.fault(f"{len(values)} probabilities for {len(labels.names)} labels")
     if not all(math.isfinite(value) for value in values):
         raise reply.fault("probabilities that are not numbers")
-    probabilities = dict(zip(labels.names, values, strict=True))
-    label = max(probabilities, key=probabilities.__getitem__)
-    score = probabilities[label]
-    shown = label if score >= min_score else None
-    return Answer(shown, score, probabilities, reply.request_id, reply.model_version, timings)
+    return Answer.of(
+        dict(zip(labels.names, values, strict=True)),
+        min_score=min_score,
+        request_id=reply.request_id,
+        model_version=reply.model_version,
+        timings=timings,
+    )
 
 
 def read_labels(reply: Reply) -> Labels:
@@ -218,12 +250,15 @@ def read_labels(reply: Reply) -> Labels:
     return Labels(reply.model_version, tuple(names[index] for index in range(len(names))))
 
 
-def explain(answer: Answer, picture_only: Answer | None, words_only: Answer | None) -> Answer:
-    """The answer to all that the item has, with the explanation that the answers to its parts give."""
-    agrees = {
-        name: alone is not None and alone.top(1)[0].label == answer.top(1)[0].label
-        for name, alone in (("picture", picture_only), ("words", words_only))
-    }
-    agreeing = [name for name, does in agrees.items() if does]
-    decided_by = {0: "together", 1: "".join(agreeing), 2: "either"}[len(agreeing)]
-    return dataclasses.replace(answer, explanation=Explanation(picture_only, words_only, decided_by))
+def explain(answer: Answer, image_only: Answer | None, text_only: Answer | None) -> Answer:
+    """The answer to the whole item, with the explanation that the answers to its parts give."""
+    label = answer.top(1)[0].label
+    image_agrees, text_agrees = (
+        alone is not None and alone.top(1)[0].label == label for alone in (image_only, text_only)
+    )
+    decided_by: Literal["image", "text", "either", "together"] = "together"
+    if image_agrees:
+        decided_by = "either" if text_agrees else "image"
+    elif text_agrees:
+        decided_by = "text"
+    return dataclasses.replace(answer, explanation=Explanation(image_only, text_only, decided_by))

@@ -47,7 +47,7 @@ environment:
 exit codes:
   0  answered
   1  the server failed, or this machine did
-  2  wrong usage, or an item that cannot be classified
+  2  wrong usage, or an item that cannot be classified (of score: not a single row)
   3  no connection
   4  no answer in time
   5  the server is overloaded: try again later
@@ -56,9 +56,9 @@ exit codes:
 
 SCORE_EPILOG = """\
 The table has the columns image_path (absolute, or relative to the table) and description; Parquet may hold
-the pictures themselves in a column image. Rows that cannot be classified are listed beside OUT, in
-OUT's name with .errors.csv, by row number, field and reason. Whatever ends the job, the same command goes on
-where it stopped.
+the images themselves in a column image. Rows that cannot be classified are listed beside OUT, in
+OUT's name with .errors.csv, by row number, field and reason. The job stops at every failure that is not a
+row's own, and the exit code says which. Whatever ended it, the same command resumes it.
 """
 
 
@@ -66,30 +66,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         with _open_client(arguments) as client:
-            arguments.run(client, arguments)
+            code: int = arguments.run(client, arguments)
+        sys.stdout.flush()  # here, where a reader that is gone can be noticed
     except DiptychError as error:
         print(f"diptych-client: {error}", file=sys.stderr)
-        return EXIT_CODES[type(error)]
+        return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
     except MissingExtra as error:
         print(f"diptych-client: {error}", file=sys.stderr)
         return EXIT_CODES[InvalidInput]
+    except BrokenPipeError:  # `diptych-client labels | head -1`
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # else Python flushes once more at its end
+        return 141  # what shells report for SIGPIPE
     except OSError as error:  # a full disk, a folder that cannot be written
         print(f"diptych-client: {error}", file=sys.stderr)
         return EXIT_CODES[ServerFault]
     except KeyboardInterrupt:
         return 130  # what shells report for SIGINT
-    return 0
+    return code
 
 
-def run_classify(client: Client, arguments: argparse.Namespace) -> None:
+def run_classify(client: Client, arguments: argparse.Namespace) -> int:
     image = sys.stdin.buffer if arguments.image == "-" else arguments.image
     answer = client.classify(
         image=image, text=arguments.text, min_score=arguments.min_score, explain=arguments.explain
     )
     print(_to_json(dataclasses.asdict(answer)) if arguments.json else format_answer(answer))
+    return 0
 
 
-def run_score(client: Client, arguments: argparse.Namespace) -> None:
+def run_score(client: Client, arguments: argparse.Namespace) -> int:
+    """Rows that failed are no failure of the job, unless not a single row was scored."""
     with needs_extra("score"):
         from diptych_client._score import score_table
         from diptych_client._score._job import progress_bar
@@ -109,22 +117,25 @@ def run_score(client: Client, arguments: argparse.Namespace) -> None:
     else:
         print(f"{summary.num_scored:,} rows scored: {summary.out}")
         print(f"{summary.num_failed:,} rows failed: {summary.errors}")
+    return EXIT_CODES[InvalidInput] if summary.num_failed and not summary.num_scored else 0
 
 
-def run_demo(client: Client, arguments: argparse.Namespace) -> None:
+def run_demo(client: Client, arguments: argparse.Namespace) -> int:
     with needs_extra("demo"):
         from diptych_client._demo import serve_demo
 
     print(f"http://{arguments.host}:{arguments.port}/ (Ctrl-C ends it)", flush=True)
     serve_demo(client, host=arguments.host, port=arguments.port)
+    return 0
 
 
-def run_labels(client: Client, arguments: argparse.Namespace) -> None:
+def run_labels(client: Client, arguments: argparse.Namespace) -> int:
     labels = client.labels()
     print(_to_json(labels) if arguments.json else "\n".join(labels))
+    return 0
 
 
-def run_health(client: Client, arguments: argparse.Namespace) -> None:
+def run_health(client: Client, arguments: argparse.Namespace) -> int:
     """An inference, not a health URL: those stay green when a model's process has died."""
     health = client.health(deep=True)
     if health.error is not None:
@@ -140,6 +151,7 @@ def run_health(client: Client, arguments: argparse.Namespace) -> None:
         print(_to_json(found))
     else:
         print("ready: model version {model_version}, {num_labels} labels, {duration_ms} ms".format(**found))
+    return 0
 
 
 def format_answer(answer: Answer) -> str:
@@ -151,7 +163,7 @@ def format_answer(answer: Answer) -> str:
         bar = block * round(BAR_WIDTH * probability)
         lines.append(f"{label:<{width}}  {probability:.3f}  {bar}".rstrip())
     if answer.explanation is not None:
-        alone = {"picture only": answer.explanation.picture_only, "words only": answer.explanation.words_only}
+        alone = {"image only": answer.explanation.image_only, "text only": answer.explanation.text_only}
         lines.append("")
         lines += [f"{name}: {part.top(1)[0].label} {part.score:.3f}" for name, part in alone.items() if part]
         lines.append(f"decided by: {answer.explanation.decided_by}")
@@ -190,9 +202,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    classify = commands.add_parser("classify", parents=[common], help="classify a picture, words, or both")
+    classify = commands.add_parser("classify", parents=[common], help="classify an image, a text, or both")
     classify.add_argument("image", nargs="?", help="an image file; - reads it from standard input")
-    classify.add_argument("--text", help="a few words about the item")
+    classify.add_argument("--text", help="the item's text")
     classify.add_argument(
         "--min-score", type=float, metavar="P", help="no label where its probability is below"
     )
@@ -204,12 +216,12 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--out", type=Path, required=True, metavar="OUT", help="the Parquet file to write")
     score.add_argument("--concurrency", type=int, default=32, metavar="N", help="calls at once (default: 32)")
     score.add_argument(
-        "--checkpoint-rows", type=int, default=1000, metavar="N", help="rows from one checkpoint to the next"
+        "--checkpoint-rows", type=int, default=1000, metavar="N", help="rows in a checkpoint (default: 1000)"
     )
     score.add_argument(
         "--skip-faults",
         action="store_true",
-        help="list rows that the server breaks on, rather than stop there",
+        help="list a row that the server breaks on, where it still answers others; else the job stops there",
     )
     score.set_defaults(run=run_score)
 

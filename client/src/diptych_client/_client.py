@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import functools
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from diptych_client import _tracing
-from diptych_client._answer import Answer, ServerInfo
+from diptych_client._answer import Answer, Outcome, ServerInfo
 from diptych_client._conversation import (
     Conversation,
     Describe,
@@ -29,15 +30,11 @@ from diptych_client._conversation import (
 )
 from diptych_client._errors import ConnectionFailed, DiptychError, InvalidInput
 from diptych_client._headers import GivenHeaders, Headers
-from diptych_client._inputs import Fetch, InputRules, Limits, encode_item
+from diptych_client._inputs import Fetch, ImageInput, InputRules, Limits, encode_item
 from diptych_client._retries import Deadline, Retries
 from diptych_client._servers import LOCAL, Address, parse_urls, resolve, resolve_async
+from diptych_client._tls import Tls
 from diptych_client._transports import AsyncTransport, Transport, Wire, open_async_transport, open_transport
-
-if TYPE_CHECKING:
-    from diptych_client._answer import Outcome
-    from diptych_client._inputs import ImageInput
-    from diptych_client._tls import Tls
 
 # An answer takes tens of milliseconds; a caller who waits for five seconds has an outage, not a slow answer.
 DEFAULT_TIMEOUT_S = 5.0
@@ -46,6 +43,9 @@ READY_TIMEOUT_S = 120.0
 
 
 AnyTransport = TypeVar("AnyTransport")
+Classified = TypeVar("Classified")
+AnyClient = TypeVar("AnyClient", bound="Client")
+AnyAsyncClient = TypeVar("AnyAsyncClient", bound="AsyncClient")
 
 
 class BaseClient(abc.ABC, Generic[AnyTransport]):
@@ -134,6 +134,18 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
             raise RuntimeError(f"{self!r} is closed")
         return Deadline(self._timeout_s if timeout_s is None else timeout_s)
 
+    def _classify_each(
+        self,
+        classify: Callable[..., Classified],
+        timeout_s: float | None,
+        min_score: float | None,
+        explain: bool,
+    ) -> Callable[..., Classified]:
+        """`classify` with the arguments that all items of `classify_many` share; they are checked at once."""
+        self._start(timeout_s)
+        self._score_of(min_score)
+        return functools.partial(classify, timeout_s=timeout_s, min_score=min_score, explain=explain)
+
     def _score_of(self, min_score: float | None) -> float:
         return self._min_score if min_score is None else _checked_score(min_score)
 
@@ -173,8 +185,8 @@ class Client(BaseClient[Transport]):
         text       a few words
         timeout_s  the total time for this call, retries included; None: the client's
         min_score  below this probability the answer's label is None; None: the client's
-        explain    also ask about the picture alone and the words alone, for `answer.explanation`
-        raises     DiptychError, of the kind that errors.py draws
+        explain    also ask about the image alone and the text alone, for `answer.explanation`
+        raises     DiptychError, of the kind that `_errors.py` draws
         """
         deadline = self._start(timeout_s)
         score = self._score_of(min_score)
@@ -184,13 +196,34 @@ class Client(BaseClient[Transport]):
             return self._run(ask(*item, deadline, score))
 
     def classify_many(
-        self, items: Iterable[object], *, concurrency: int = 32
+        self,
+        items: Iterable[object],
+        *,
+        concurrency: int = 32,
+        timeout_s: float | None = None,
+        min_score: float | None = None,
+        explain: bool = False,
+        ordered: bool = True,
     ) -> Generator[Outcome, None, None]:
-        """Classify items from any iterable; yield an answer or an error for each, in order. `many.py` says
-        what an item may be."""
+        """Classify items from any iterable, also one without end; yield an answer or an error for each.
+
+        items        each a mapping with the keys 'image' and 'text' (`Item`), or an object with these
+                     attributes, such as a dataclass; either may be missing or None. Other keys and attributes
+                     are left alone. Taken as needed, in the caller's thread: at most 2 * concurrency items
+                     are held at a time.
+        concurrency  calls at once. Each item is a request of its own: the server makes batches of them.
+        timeout_s    the time for each item, as in `classify`; so are `min_score` and `explain`
+        ordered      yield in the order of the items; False: as they are answered
+        yields       Outcome, with the index of its item
+        raises       InvalidInput for an argument; whatever `items` itself raises
+
+        A consumer that stops early closes the generator; leaving a `for` loop does, where nothing else holds
+        the generator. That waits for the calls in flight, and leaves no thread behind.
+        """
         from diptych_client._many import classify_many
 
-        return classify_many(self.classify, items, concurrency=concurrency)
+        classify = self._classify_each(self.classify, timeout_s, min_score, explain)
+        return classify_many(classify, items, concurrency=concurrency, ordered=ordered)
 
     def labels(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
         """The names of the classes, in the order of the probabilities, as the server has them now."""
@@ -219,7 +252,7 @@ class Client(BaseClient[Transport]):
         for transport in self._take_all():
             transport.close()
 
-    def __enter__(self) -> Client:
+    def __enter__(self: AnyClient) -> AnyClient:
         return self
 
     def __exit__(
@@ -288,7 +321,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         min_score: float | None = None,
         explain: bool = False,
     ) -> Answer:
-        """As `Client.classify`. Files are read and pictures encoded in a thread."""
+        """As `Client.classify`. Files are read and images encoded in a thread."""
         deadline = self._start(timeout_s)
         score = self._score_of(min_score)
         if image is None:
@@ -300,12 +333,24 @@ class AsyncClient(BaseClient[AsyncTransport]):
             return await self._run(ask(*item, deadline, score))
 
     def classify_many(
-        self, items: Iterable[object] | AsyncIterable[object], *, concurrency: int = 32
+        self,
+        items: Iterable[object] | AsyncIterable[object],
+        *,
+        concurrency: int = 32,
+        timeout_s: float | None = None,
+        min_score: float | None = None,
+        explain: bool = False,
+        ordered: bool = True,
     ) -> AsyncIterator[Outcome]:
-        """As `Client.classify_many`; the items may come from an asynchronous iterable too."""
+        """As `Client.classify_many`; the items may come from an asynchronous iterable too.
+
+        A consumer that may stop early wraps it in `contextlib.aclosing`, as any asynchronous generator: the
+        calls in flight are then cancelled at once.
+        """
         from diptych_client._many import classify_many_async
 
-        return classify_many_async(self.classify, items, concurrency=concurrency)
+        classify = self._classify_each(self.classify, timeout_s, min_score, explain)
+        return classify_many_async(classify, items, concurrency=concurrency, ordered=ordered)
 
     async def labels(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
         """As `Client.labels`."""
@@ -328,7 +373,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         for transport in self._take_all():
             await transport.close()
 
-    async def __aenter__(self) -> AsyncClient:
+    async def __aenter__(self: AnyAsyncClient) -> AnyAsyncClient:
         return self
 
     async def __aexit__(

@@ -258,7 +258,9 @@ class Conversation:
         error: DiptychError | None = None
         try:
             if is_deep:
-                yield from self._exchange.infer(Request(text=QUESTION), deadline, may_retry=False)
+                yield from self._exchange.infer(
+                    Request(text=QUESTION, is_probe=True), deadline, may_retry=False
+                )
             elif not (yield from self._exchange.describe(deadline, may_retry=False)).reply.is_ready:
                 error = ModelNotReady("the server calls the model not ready")
         except DiptychError as caught:
@@ -271,7 +273,9 @@ class Conversation:
         while True:
             attempt = Deadline(min(POLL_TIMEOUT_S, deadline.remaining_s()))
             try:
-                yield from self._exchange.infer(Request(text=QUESTION), attempt, may_retry=False)
+                yield from self._exchange.infer(
+                    Request(text=QUESTION, is_probe=True), attempt, may_retry=False
+                )
                 return
             except (ConnectionFailed, DeadlineExceeded, ModelNotReady, Overloaded) as error:
                 if not deadline.allows(POLL_S):
@@ -280,7 +284,8 @@ class Conversation:
             yield Pause(POLL_S)
 
     def _ask_for_labels(self, deadline: Deadline, at: Address | None) -> Steps[Labels]:
-        asked = yield from self._exchange.infer(Request(text=QUESTION, wants_labels=True), deadline, at=at)
+        request = Request(text=QUESTION, wants_labels=True, is_probe=True)
+        asked = yield from self._exchange.infer(request, deadline, at=at)
         labels = self._labels[asked.address] = read_labels(asked.reply)
         return labels
 

@@ -1,4 +1,4 @@
-"""A web page to try the model on: drop a picture, type words, see what each of them says.
+"""A web page to try the model on: drop an image, type a text, see what each of them says.
 
 Knows Gradio (the extra `demo`) and the client; nothing of wires.
 """
@@ -14,15 +14,13 @@ from diptych_client._client import Client
 from diptych_client._errors import DiptychError
 
 TITLE = "Diptych"
-INTRODUCTION = (
-    "# Diptych\nDrop a picture, type a few words, or both: what is it, and which of the two says so?"
-)
+INTRODUCTION = "# Diptych\nDrop an image, type a text, or both. See the label, and which of the two decided."
 WAITING = "Nothing asked yet."
 DECIDED_BY = {
-    "picture": "the picture decided",
-    "words": "the words decided",
-    "either": "picture and words agree",
-    "together": "only together do they say so",
+    "image": "the image decided",
+    "text": "the text decided",
+    "either": "image and text agree",
+    "together": "only together they give this label",
 }
 NUM_BARS = 5
 # Gradio's own theme fetches its fonts from elsewhere.
@@ -50,25 +48,25 @@ def build_page(client: Client) -> Any:
         except DiptychError as error:
             return None, None, None, f"**{type(error).__name__}**: {error}"
         assert answer.explanation is not None  # it was asked for
-        alone = answer.explanation.picture_only, answer.explanation.words_only
+        alone = answer.explanation.image_only, answer.explanation.text_only
         return answer.probabilities, _bars(alone[0]), _bars(alone[1]), describe(answer)
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column():
-                image = gr.Image(label="Picture", height=320)
-                text = gr.Textbox(label="Words", placeholder="A modern smartphone", elem_id="words")
+                image = gr.Image(label="Image", height=320)
+                text = gr.Textbox(label="Text", placeholder="A modern smartphone", elem_id="text")
                 button = gr.Button("Classify", variant="primary", elem_id="classify")
             with gr.Column():
-                both = gr.Label(label="Picture and words", num_top_classes=NUM_BARS, elem_id="both")
+                both = gr.Label(label="Image and text", num_top_classes=NUM_BARS, elem_id="both")
                 status = gr.Markdown(WAITING, elem_id="status")
                 with gr.Row():
                     alone = [
                         gr.Label(
                             label=f"{name} alone", num_top_classes=NUM_BARS, elem_id=f"{name.lower()}-alone"
                         )
-                        for name in ("Picture", "Words")
+                        for name in ("Image", "Text")
                     ]
         gr.on(
             [image.change, text.submit, button.click],
@@ -87,7 +85,7 @@ def describe(answer: Answer) -> str:
     """Which modality decided, where there are two; the time it took; the model that answered."""
     parts = [f"{answer.timings.total_ms:.0f} ms", f"model version {answer.model_version}"]
     explanation = answer.explanation
-    if explanation is not None and explanation.picture_only and explanation.words_only:
+    if explanation is not None and explanation.image_only and explanation.text_only:
         parts.insert(0, DECIDED_BY[explanation.decided_by])
     return " · ".join(parts)
 

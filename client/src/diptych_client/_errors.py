@@ -45,7 +45,6 @@ class InvalidInput(DiptychError):
 
     field  'image', 'text', 'image and text', or an argument's name; None where the server did not say
     found  what was there, in words; None where the server did not say
-    row    which item of many, counted from 0; None for a call about one
     """
 
     def __init__(
@@ -54,23 +53,30 @@ class InvalidInput(DiptychError):
         request_id: str | None = None,
         field: str | None = None,
         found: str | None = None,
-        row: int | None = None,
     ) -> None:
         super().__init__(message, request_id)
-        self.args = (message, request_id, field, found, row)
+        self.args = (message, request_id, field, found)
         self.field = field
         self.found = found
-        self.row = row
 
     def redact(self, redact: Callable[[str], str]) -> None:
         super().redact(redact)
         self.found = None if self.found is None else redact(self.found)
-        self.args = (self.message, self.request_id, self.field, self.found, self.row)
+        self.args = (self.message, self.request_id, self.field, self.found)
+
+    @property
+    def is_about_item(self) -> bool:
+        """Whether the item itself is refused, and not an argument, a header or the whole request: other items
+        may still be answered, and the one who sent this item must change it."""
+        return self.field in ITEM_FIELDS
 
     @classmethod
     def refusing(cls, field: str, found: str, accepted: str) -> InvalidInput:
         """Where, what was found, what is accepted: the server's preprocessing words its errors the same."""
         return cls(f"{field}: found {found}; accepted: {accepted}", field=field, found=found)
+
+
+ITEM_FIELDS = ("image", "text", "image and text", "item")
 
 
 class ConnectionFailed(DiptychError):

@@ -1,15 +1,26 @@
-"""Many items through one client: in order, several at once, never more than a few in memory.
+"""Many items through one client: several at once, never more than a few in memory.
 
-Knows nothing of wires: it calls the client's own `classify`, in threads or in tasks.
+Knows nothing of wires: it calls the client's own `classify`, in threads or in tasks. Each item is a request
+of its own. Triton makes batches of the requests of all callers, and a request has one error and one deadline:
+one bad item in a request of many would cost all of them their answers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
 import concurrent.futures
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping
-from typing import Any
+import contextlib
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Mapping,
+)
+from typing import Any, TypeVar
 
 from diptych_client import _tracing
 from diptych_client._answer import Answer, Outcome
@@ -20,103 +31,125 @@ ACCEPTED_ITEM = "a mapping with the keys 'image' and 'text', or an object with t
 # Answers wait here for their turn, so that one slow item does not idle the calls behind it.
 ITEMS_HELD_PER_CALL = 2
 
+AnyFuture = TypeVar("AnyFuture", "concurrent.futures.Future[Outcome]", "asyncio.Task[Outcome]")
+
 
 def classify_many(
-    classify: Callable[..., Answer], items: Iterable[object], *, concurrency: int = 32
+    classify: Callable[..., Answer], items: Iterable[object], *, concurrency: int, ordered: bool
 ) -> Generator[Outcome, None, None]:
-    """Classify items from any iterable, also one without end; yield an answer or an error for each, in order.
-
-    classify     the client's own method
-    items        each a mapping with the keys 'image' and 'text', or an object with these attributes, such as
-                 a dataclass; either may be missing or None. What `Client.classify` takes, they may hold.
-                 Other keys and attributes are left alone. Taken as needed, in the caller's thread: at most
-                 2 * concurrency items are held at a time.
-    concurrency  calls at once
-    yields       the Answer, or the DiptychError in its place
-    raises       InvalidInput for a concurrency below 1; whatever `items` itself raises
-
-    A consumer that stops early closes the generator; leaving a `for` loop does, where nothing else holds the
-    generator. That waits for the calls in flight, and leaves no thread behind.
-    """
+    """What `Client.classify_many` says; `classify` takes the parts of one item."""
     _require_positive(concurrency)
-    return _classify_in_threads(classify, items, concurrency)
+    return _classify_in_threads(classify, items, concurrency, ordered)
 
 
 def classify_many_async(
     classify: Callable[..., Awaitable[Answer]],
     items: Iterable[object] | AsyncIterable[object],
     *,
-    concurrency: int = 32,
+    concurrency: int,
+    ordered: bool,
 ) -> AsyncIterator[Outcome]:
-    """`classify_many` for asyncio; items may come from an asynchronous iterable too.
-
-    A consumer that may stop early wraps it in `contextlib.aclosing`, as any asynchronous generator: the calls
-    in flight are then cancelled at once.
-    """
+    """What `AsyncClient.classify_many` says."""
     _require_positive(concurrency)
-    return _classify_in_tasks(classify, items, concurrency)
+    return _classify_in_tasks(classify, items, concurrency, ordered)
 
 
 def _classify_in_threads(
-    classify: Callable[..., Answer], items: Iterable[object], concurrency: int
+    classify: Callable[..., Answer], items: Iterable[object], concurrency: int, ordered: bool
 ) -> Generator[Outcome, None, None]:
-    def ask(item: object) -> Outcome:
+    def ask(numbered: tuple[int, object]) -> Outcome:
+        index, item = numbered
         try:
-            return classify(**_parts_of(item))
+            return Outcome(index, answer=classify(**_parts_of(item)))
         except DiptychError as error:
-            return _without_frames(error)
+            return Outcome(index, error=_without_frames(error))
 
-    pending: collections.deque[concurrent.futures.Future[Outcome]] = collections.deque()
+    held: list[concurrent.futures.Future[Outcome]] = []
     pool = concurrent.futures.ThreadPoolExecutor(concurrency, thread_name_prefix="diptych-client")
     try:
-        for item in items:
-            pending.append(pool.submit(_tracing.carried(ask), item))
-            del item  # its picture need not outlive its answer
-            while pending and (pending[0].done() or len(pending) >= ITEMS_HELD_PER_CALL * concurrency):
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        for numbered in enumerate(items):
+            held.append(pool.submit(_tracing.carried(ask), numbered))
+            del numbered  # its image need not outlive its answer
+            yield from _finished(held, ITEMS_HELD_PER_CALL * concurrency, ordered)
+        yield from _finished(held, 1, ordered)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(
+    held: list[concurrent.futures.Future[Outcome]], most: int, ordered: bool
+) -> Generator[Outcome, None, None]:
+    """The outcomes that may be handed out; waits until fewer than `most` are held."""
+    while held:
+        call = _take_ready(held, ordered)
+        if call is not None:
+            yield call.result()
+        elif len(held) < most:
+            return
+        else:
+            first = held[:1] if ordered else held
+            concurrent.futures.wait(first, return_when=concurrent.futures.FIRST_COMPLETED)
 
 
 async def _classify_in_tasks(
     classify: Callable[..., Awaitable[Answer]],
     items: Iterable[object] | AsyncIterable[object],
     concurrency: int,
+    ordered: bool,
 ) -> AsyncIterator[Outcome]:
-    free = asyncio.Semaphore(concurrency)
+    """One task takes the items, because an asynchronous source may not be resumed by another one. This one
+    waits for whatever comes first: a finished call, or the end of the items."""
+    calls, room = asyncio.Semaphore(concurrency), asyncio.Semaphore(ITEMS_HELD_PER_CALL * concurrency)
+    held: list[asyncio.Task[Outcome]] = []
+    progress = asyncio.Event()
 
-    async def ask(item: object) -> Outcome:
-        async with free:
+    async def ask(index: int, item: object) -> Outcome:
+        async with calls:
             try:
-                return await classify(**_parts_of(item))
+                return Outcome(index, answer=await classify(**_parts_of(item)))
             except DiptychError as error:
-                return _without_frames(error)
+                return Outcome(index, error=_without_frames(error))
 
-    pending: collections.deque[asyncio.Task[Outcome]] = collections.deque()
+    async def take_items() -> None:
+        index = 0
+        await room.acquire()
+        async with contextlib.aclosing(_to_async(items)) as source:
+            async for item in source:
+                call = asyncio.create_task(ask(index, item))
+                del item  # its image need not outlive its answer
+                call.add_done_callback(lambda _: progress.set())
+                held.append(call)
+                index += 1
+                await room.acquire()
+
+    taking = asyncio.create_task(take_items())
+    taking.add_done_callback(lambda _: progress.set())
     try:
-        async for item in _to_async(items):
-            pending.append(asyncio.create_task(ask(item)))
-            del item
-            while pending and (pending[0].done() or len(pending) >= ITEMS_HELD_PER_CALL * concurrency):
-                yield await _first(pending)
-        while pending:
-            yield await _first(pending)
+        while True:
+            progress.clear()
+            while (call := _take_ready(held, ordered)) is not None:
+                room.release()
+                yield call.result()
+            if taking.done():
+                taking.result()  # raises what the source raised
+                if not held:
+                    return
+            await progress.wait()
     finally:
-        for task in pending:
+        for task in (taking, *held):
             task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        await asyncio.gather(taking, *held, return_exceptions=True)
 
 
-async def _first(pending: collections.deque[asyncio.Task[Outcome]]) -> Outcome:
-    """The first task's outcome. It stays in line until it is done, so that a cancelled wait ends it too."""
-    outcome = await pending[0]
-    pending.popleft()
-    return outcome
+def _take_ready(held: list[AnyFuture], ordered: bool) -> AnyFuture | None:
+    """Remove a call that is done: the oldest of all, or where the order does not matter, any."""
+    for number, call in enumerate(held[:1] if ordered else held):
+        if call.done():
+            return held.pop(number)
+    return None
 
 
-async def _to_async(items: Iterable[object] | AsyncIterable[object]) -> AsyncIterator[object]:
+async def _to_async(items: Iterable[object] | AsyncIterable[object]) -> AsyncGenerator[object, None]:
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item
@@ -140,7 +173,7 @@ def _parts_of(item: object) -> dict[str, Any]:
 
 
 def _without_frames(error: DiptychError) -> DiptychError:
-    """An error is kept by whoever collects outcomes; the frames in its traceback would keep the picture."""
+    """Callers collect errors; the frames in its traceback would keep the image."""
     chained: BaseException | None = error
     while chained is not None:
         chained.__traceback__ = None
@@ -149,5 +182,5 @@ def _without_frames(error: DiptychError) -> DiptychError:
 
 
 def _require_positive(concurrency: int) -> None:
-    if concurrency < 1:
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
         raise InvalidInput.refusing("concurrency", repr(concurrency), "a number of calls, 1 or more")

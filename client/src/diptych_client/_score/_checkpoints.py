@@ -1,8 +1,8 @@
-"""What a job has answered so far, in a folder beside its output, so that a killed job goes on from there.
+"""What a job has answered so far, in a folder beside its output, from which a killed job resumes.
 
 A checkpoint is two files, named by how many rows of the table are done with it: the rows' errors, then their
 scores. Each is written beside and renamed, the scores last: a checkpoint with scores is whole. Rows after the
-last whole checkpoint are asked again, and their earlier answers are nowhere.
+last whole checkpoint are asked again; their earlier answers were never written.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Checkpoints:
             if out.exists():
                 raise InvalidInput.refusing("--out", f"{out}, which exists", "a new file")
             self._folder.mkdir(parents=True)
+            _sync(self._folder.parent)
         self._require_same(job)
 
     @property
@@ -97,6 +98,7 @@ class Checkpoints:
                 num_scored += table.num_rows
         # In one step, since a folder that is half removed would look like a job that is half done.
         self._folder.rename(self._finished)
+        _sync(self._folder.parent)
         shutil.rmtree(self._finished)
         return num_scored, num_failed
 
@@ -123,7 +125,20 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place once it is whole."""
+    """A file to write beside `path`, which takes its place once it is whole and on the disk."""
     beside = path.with_name(f"{path.name}.tmp")
     yield beside
+    _sync(beside)
     os.replace(beside, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a loss of power."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders, and keeps their names by itself
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
@@ -20,6 +21,11 @@ from diptych_client._score._table import Row, Table, open_table
 
 if TYPE_CHECKING:
     from diptych_client._client import Client
+
+# Errors of one file. All others (too many open files, a disk that fails) are the machine's.
+ERRORS_OF_ONE_FILE = frozenset(
+    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+)
 
 DEFAULT_CONCURRENCY = 32
 DEFAULT_ROWS_PER_CHECKPOINT = 1000
@@ -49,21 +55,27 @@ def score_table(
 ) -> Summary:
     """Classify every row of a CSV or Parquet table; write Parquet, and a CSV of the rows that cannot be.
 
-    The same call goes on after a kill: no row is lost, none is in the output twice.
+    The job stops at every failure that is not a row's own: no server, an expired token, a disk that fails.
+    The same call resumes it, as after a kill: no row is lost, none is in the output twice.
 
     table_path   columns image_path (absolute, or relative to the table) and description; in Parquet also
-                 image, with the pictures themselves. Others are copied to the output.
+                 image, with the images themselves. Others are copied to the output.
     out          a .parquet file: the row's number, the table's columns, label, score, probabilities by
                  label, model_version. Bad rows go beside it, to a CSV of row, field and reason.
-    skip_faults  count a row that the server breaks on as bad; else the job stops there
+    skip_faults  count a row that the server breaks on as bad, where the server still answers other items;
+                 else the job stops there
     on_progress  called with the number of rows done and of all rows
-    raises       InvalidInput for a table or an output that cannot be used; any other DiptychError where
-                 the server does not answer. What was answered until then is kept.
+    raises       InvalidInput for a table or an output that cannot be used; any other DiptychError or OSError
+                 that stopped the job. What was answered until then is kept.
     """
     if out.suffix != ".parquet":
         raise InvalidInput.refusing("--out", str(out), "a file that ends in .parquet")
     if rows_per_checkpoint < 1:
         raise InvalidInput.refusing("--checkpoint-rows", str(rows_per_checkpoint), "1 or more")
+
+    def can_skip(error: DiptychError) -> bool:
+        return skip_faults and isinstance(error, ServerFault) and client.health(deep=True).is_healthy
+
     table = open_table(table_path)
     labels = client.labels()
     schema = _output_schema(table, labels)
@@ -73,7 +85,7 @@ def score_table(
         with contextlib.closing(_ask(client, table, checkpoints.num_done, concurrency)) as scored:
             while checkpoints.num_done < table.num_rows:
                 some = itertools.islice(scored, rows_per_checkpoint)
-                num_taken = _take(some, checkpoints, labels, table.num_rows, skip_faults, on_progress)
+                num_taken = _take(some, checkpoints, labels, table.num_rows, can_skip, on_progress)
                 if num_taken == 0:
                     found = f"{table_path} with {checkpoints.num_done:,} of {table.num_rows:,} rows left"
                     accepted = "a table that does not change while it is scored"
@@ -87,12 +99,12 @@ def _take(
     checkpoints: Checkpoints,
     labels: tuple[str, ...],
     num_rows: int,
-    skip_faults: bool,
+    can_skip: Callable[[DiptychError], bool],
     on_progress: Callable[[int, int], None],
 ) -> int:
     """Make one checkpoint of these rows, or of those before what stops the job, which is raised then. Returns
     how many they were."""
-    stopped_by: DiptychError | None = None
+    stopped_by: Exception | None = None
     scores: list[dict[str, Any]] = []
     errors: list[tuple[object, ...]] = []
     num_done = checkpoints.num_done
@@ -102,11 +114,11 @@ def _take(
                 stopped_by = _other_labels(outcome, labels)
                 break
             scores.append(_score_of(row, outcome))
-        elif isinstance(outcome, InvalidInput) or (skip_faults and isinstance(outcome, ServerFault)):
-            errors.append((row.number, getattr(outcome, "field", None) or "", outcome.message))
         else:
-            stopped_by = outcome
-            break
+            stopped_by = _not_about(row, outcome, can_skip)
+            if stopped_by is not None:
+                break
+            errors.append((row.number, getattr(outcome, "field", None) or "", outcome.message))
         num_done = row.number
         on_progress(num_done, num_rows)
     if scores or errors:
@@ -116,8 +128,20 @@ def _take(
     return len(scores) + len(errors)
 
 
+def _not_about(row: Row, error: DiptychError, can_skip: Callable[[DiptychError], bool]) -> Exception | None:
+    """What stops the job, because other rows would fail alike; None where only this row is to blame."""
+    if error is row.error or can_skip(error):
+        return None
+    if not isinstance(error, InvalidInput) or not error.is_about_item:
+        return error
+    reason = error.__cause__  # why its file could not be read
+    if isinstance(reason, OSError) and reason.errno not in ERRORS_OF_ONE_FILE:
+        return reason
+    return None
+
+
 def _other_labels(answer: Answer, labels: tuple[str, ...]) -> InvalidInput:
-    """A release came in between; a table whose first rows know other labels than its last is of no use."""
+    """A release came in between. A table needs the same labels in all of its rows."""
     found = f"answers of version {answer.model_version} with the labels {', '.join(answer.probabilities)}"
     return InvalidInput.refusing("--out", found, f"those that the job began with: {', '.join(labels)}")
 
@@ -127,8 +151,10 @@ def _ask(client: Client, table: Table, num_done: int, concurrency: int) -> Gener
     rows, asked = itertools.tee(table.rows(after=num_done))
     with contextlib.closing(client.classify_many(asked, concurrency=concurrency)) as outcomes:
         for row, outcome in zip(rows, outcomes, strict=False):
-            # A row that could not be read holds neither picture nor words, so that nobody was asked about it.
-            yield row, row.error or outcome
+            # A row that could not be read has neither image nor text, so the server was not asked about it.
+            result = row.error or outcome.answer or outcome.error
+            assert result is not None
+            yield row, result
 
 
 def _output_schema(table: Table, labels: tuple[str, ...]) -> pa.Schema:

@@ -1,0 +1,174 @@
+"""A server for tests, in the test's own process: no torch, no exported model, no socket.
+
+    fake = FakeServer(["food", "tools"])
+    fake.answer = {"food": 0.9}
+    with fake.client() as client:
+        assert client.classify(text="apple").label == "food"
+    assert fake.requests[0].text == "apple"
+
+Only the wire is replaced. The clients are the real ones: they check and encode items, ask for labels, apply
+`min_score` and keep deadlines.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from diptych_client._answer import Reply, Request, ServerInfo, pack_bytes
+from diptych_client._client import AsyncClient, Client
+from diptych_client._errors import ConnectionFailed, DeadlineExceeded, DiptychError, ModelNotReady
+from diptych_client._retries import Deadline, Retries
+from diptych_client._servers import Address
+from diptych_client._transports._threaded import ThreadedTransport
+
+__all__ = ["FakeRequest", "FakeServer", "GivenAnswer"]
+
+# Not on any network: the fake is asked in place of it.
+URL = "local:fake"
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeRequest:
+    """One item as it would have been sent.
+
+    image       the encoded file; empty for no image
+    text        empty for no text
+    request_id  as in the answer
+    """
+
+    image: bytes
+    text: str
+    request_id: str
+
+
+# A label; probabilities by label; an error; or a function that returns one of these for each request.
+FixedAnswer = str | Mapping[str, float] | DiptychError
+GivenAnswer = FixedAnswer | Callable[[FakeRequest], FixedAnswer]
+
+
+class FakeServer:
+    """Answers the clients that it makes. Safe to share between threads.
+
+    labels         of the model, in order
+    answer         what every item is answered with; may be changed at any time. A label: its probability is
+                   1. Probabilities by label: labels that are not named share what is left of 1. A
+                   DiptychError: it is raised. A function: it is called for each request and returns or raises
+                   one of these. By default the first label.
+    model_version  in every answer; may be changed at any time
+    requests       the items that were asked about, in order. `explain=True` asks up to three times for each
+                   item. Questions that a client asks for itself (labels, health) are not among them.
+    """
+
+    def __init__(self, labels: Sequence[str], answer: GivenAnswer | None = None) -> None:
+        if isinstance(labels, str) or not labels or len(set(labels)) != len(labels):
+            raise ValueError(f"labels: found {labels!r}; accepted: a sequence of different labels")
+        self.labels = tuple(labels)
+        self.answer: GivenAnswer = self.labels[0] if answer is None else answer
+        self.model_version = "1"
+        self.requests: list[FakeRequest] = []
+
+    def client(self, **options: Any) -> Client:
+        """A blocking client of this server.
+
+        options  as for `Client`, without the URL. Unless `retries` is among them, a failed request is not
+                 sent again: the test sees each error that it gives, and waits for no pause.
+        """
+        return _FakedClient(self, **options)
+
+    def async_client(self, **options: Any) -> AsyncClient:
+        """As `client`, for asyncio. The answer function is called in a worker thread."""
+        return _FakedAsyncClient(self, **options)
+
+
+class _FakedClient(Client):
+    def __init__(self, server: FakeServer, **options: Any) -> None:
+        self._fake = _FakeTransport(server)
+        super().__init__(URL, **{"retries": Retries(max_attempts=1), **options})
+
+    def _open(self, address: Address) -> _FakeTransport:
+        return self._fake
+
+
+class _FakedAsyncClient(AsyncClient):
+    def __init__(self, server: FakeServer, **options: Any) -> None:
+        self._fake = ThreadedTransport(_FakeTransport(server))
+        super().__init__(URL, **{"retries": Retries(max_attempts=1), **options})
+
+    def _open(self, address: Address) -> ThreadedTransport:
+        return self._fake
+
+
+class _FakeTransport:
+    """In the place of a connection."""
+
+    def __init__(self, server: FakeServer) -> None:
+        self._server = server
+
+    def infer(self, request: Request, deadline: Deadline) -> Reply:
+        deadline.remaining_s(request.request_id)
+        answer: object = self._server.answer
+        if not request.is_probe:
+            asked = FakeRequest(request.image, request.text.decode("utf-8"), request.request_id)
+            self._server.requests.append(asked)
+            if callable(answer):
+                answer = answer(asked)
+        if isinstance(answer, DiptychError):
+            raise _of(answer, request)
+        deadline.remaining_s(request.request_id)
+        labels = self._server.labels
+        probabilities = _probabilities(labels[0] if request.is_probe else answer, labels)
+        return _reply(request, self._server.model_version, probabilities, labels)
+
+    def describe(self, deadline: Deadline) -> ServerInfo:
+        answer = self._server.answer
+        if isinstance(answer, (ConnectionFailed, DeadlineExceeded)):
+            raise copy.copy(answer)
+        is_ready = not isinstance(answer, ModelNotReady)
+        return ServerInfo("fake", "0", (self._server.model_version,), is_ready)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _of(error: DiptychError, request: Request) -> DiptychError:
+    """A copy for one request: the same error may be given to many, and each is raised by itself."""
+    own = copy.copy(error)
+    own.request_id = error.request_id or request.request_id
+    return own
+
+
+def _probabilities(answer: object, labels: tuple[str, ...]) -> list[float]:
+    """One for each label. Raises ValueError for an answer that no model with these labels could give."""
+    accepted = (
+        f"a label or probabilities of {', '.join(labels)}, a DiptychError, or a function that returns one"
+    )
+    given = {answer: 1.0} if isinstance(answer, str) else answer
+    if not isinstance(given, Mapping) or not set(given) <= set(labels):
+        raise ValueError(f"answer: found {answer!r}; accepted: {accepted}")
+    rest = 1.0 - sum(given.values())
+    num_unnamed = len(labels) - len(given)
+    is_whole = math.isclose(rest, 0, abs_tol=1e-3) if num_unnamed == 0 else rest > -1e-3
+    if not is_whole or not all(0 <= value <= 1 for value in given.values()):
+        raise ValueError(f"answer: found {answer!r}; accepted: probabilities from 0 to 1 that sum to 1")
+    return [given.get(label, max(rest, 0.0) / max(num_unnamed, 1)) for label in labels]
+
+
+def _reply(
+    request: Request, model_version: str, probabilities: Sequence[float], labels: Sequence[str]
+) -> Reply:
+    """As Triton words it."""
+    shape = (1, len(labels))
+    if request.wants_labels:
+        strings = (
+            f"{score:f}:{index}:{label}"
+            for index, (label, score) in enumerate(zip(labels, probabilities, strict=True))
+        )
+        data = b"".join(pack_bytes(string.encode("utf-8")) for string in strings)
+        return Reply(request.request_id, model_version, "BYTES", shape, data)
+    data = struct.pack(f"<{len(labels)}f", *probabilities)
+    return Reply(request.request_id, model_version, "FP32", shape, data)
