@@ -16,7 +16,8 @@ from pathlib import Path
 
 from PIL import Image
 
-LIMIT_PX = 2048  # a side of the largest picture that is decoded at full size
+LIMIT_PX = 2048  # a side of the largest WebP, GIF or BMP that is decoded
+PNG_LIMIT_PX = (4000, 3000)
 
 
 def encode(image: Image.Image, format: str, **options: object) -> bytes:
@@ -45,6 +46,12 @@ def overlapping_exif(num_entries: int = 20_000, entry_bytes: int = 500_000) -> b
         struct.pack("<HHLL", (number + 1000) & 0xFFFF, 7, entry_bytes, 8) for number in range(num_entries)
     )
     return (head + entries + b"\0\0\0\0").ljust(entry_bytes + 8, b"\0")
+
+
+def exif_orientation(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
 
 
 def into_png(insert: bytes) -> bytes:
@@ -97,11 +104,14 @@ def run_length_bmp(side_px: int = LIMIT_PX) -> bytes:
 
 
 BOMBS: dict[str, Callable[[], bytes]] = {
-    "PNG, RGBA, at the limit": lambda: encode(flat("RGBA"), "PNG"),
-    "PNG, RGB, at the limit": lambda: encode(flat("RGB"), "PNG"),
-    "PNG, 16-bit grey, at the limit": lambda: encode(flat("I;16"), "PNG"),
-    "PNG, 1 bit, at the limit": lambda: encode(flat("1"), "PNG"),
+    "PNG, RGBA, at the limit": lambda: encode(flat("RGBA", *PNG_LIMIT_PX), "PNG"),
+    "PNG, RGB, at the limit": lambda: encode(flat("RGB", *PNG_LIMIT_PX), "PNG"),
+    "PNG, 16-bit grey, at the limit": lambda: encode(flat("I;16", *PNG_LIMIT_PX), "PNG"),
+    "PNG, 1 bit, at the limit": lambda: encode(flat("1", *PNG_LIMIT_PX), "PNG"),
     "PNG, 1 bit, 64 megapixels": lambda: encode(flat("1", 8000, 8000), "PNG"),
+    "PNG, RGBA, at the limit, turned by EXIF": lambda: encode(
+        flat("RGBA", *PNG_LIMIT_PX), "PNG", exif=exif_orientation(6)
+    ),
     "WebP, lossy, at the limit": lambda: encode(flat("RGB"), "WEBP", method=0),
     "WebP, lossless with alpha, at the limit": lambda: encode(flat("RGBA"), "WEBP", lossless=True, method=0),
     "WebP of 38 bytes, 64 megapixels": lambda: encode(
@@ -111,6 +121,14 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "GIF, at the limit": lambda: encode(flat("P"), "GIF"),
     "BMP of run lengths": run_length_bmp,
     "JPEG, one scan, 64 megapixels": lambda: encode(flat("RGB", 8000, 8000), "JPEG"),
+    "JPEG, one scan, 64 megapixels, without its end": lambda: encode(flat("RGB", 8000, 8000), "JPEG")[:-2],
+    "JPEG, progressive, 12 megapixels, without its end": lambda: encode(
+        flat("RGB", 4000, 3000), "JPEG", progressive=True
+    )[:-2],
+    "JPEG of empty segments between its scans": lambda: many_scans(
+        64, 20, between=jpeg_segment(0xE5, b"") * 200_000
+    ),
+    "JPEG of filling between its scans": lambda: many_scans(64, 20, between=b"\xff" * 900_000 + b"\0"),
     "JPEG, progressive, 12 megapixels": lambda: encode(flat("RGB", 4000, 3000), "JPEG", progressive=True),
     "JPEG, 95 scans of a megapixel": lambda: many_scans(1024, 95),
     "JPEG, 1,000 scans of 16 megapixels": lambda: many_scans(4000, 1000),
@@ -134,18 +152,18 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 def measure_all() -> Iterator[tuple[str, int, float, float, str]]:
     """(name, bytes of the file, seconds of CPU, MiB of memory on top, what came of it) of each bomb."""
-    from diptych.preprocessing import InvalidInput, PreprocessingSpec, decode_image, fit_on_white
+    from diptych.preprocessing import InvalidInput, PreprocessingSpec, fit_image
 
     spec = PreprocessingSpec(image_size_px=224, max_tokens=32)
     for format in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):  # libraries load at first use
-        fit_on_white(decode_image(encode(Image.new("RGB", (600, 600)), format), spec), spec.image_size_px)
+        fit_image(encode(Image.new("RGB", (600, 600)), format), spec)
     for name, make in BOMBS.items():
         data = make()
         before = _status_mib("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
         start = time.process_time()
         try:
-            fit_on_white(decode_image(data, spec), spec.image_size_px)
+            fit_image(data, spec)
             outcome = "answered"
         except InvalidInput as error:
             outcome = str(error).removeprefix("preprocess: image: found ")

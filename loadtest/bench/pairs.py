@@ -14,7 +14,7 @@ from diptych.data.items import Item
 from diptych.export.precision import choose_precision
 from diptych.export.repository import export
 from diptych.models.backbones import build_classifier, tokenizer_json
-from diptych.preprocessing import PreprocessingSpec, Preprocessor
+from diptych.preprocessing import Preprocessor
 from diptych.run import Run, load_run, update_metrics
 from diptych.serving.hardware import num_cores
 from diptych.serving.settings import Settings
@@ -71,7 +71,7 @@ def _article_run(directory: Path) -> Run:
     BertConfig().save_pretrained(text)
     overrides = ["image.weights=random", "text.weights=random", f"text.backbone={text}"]
     config = load_config(CONFIGS / "article.toml", overrides)
-    spec = PreprocessingSpec(image_size_px=config.image.size_px, max_tokens=config.text.max_tokens)
+    spec = config.spec
     items = read_split(config.data.train_csv, config.data, labels=None, spec=spec)
     labels = labels_of(items)
     run = Run(

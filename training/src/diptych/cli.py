@@ -375,14 +375,12 @@ def doubt(
     """List and draw the items whose labels are most likely wrong."""
     from diptych.config import load_config
     from diptych.doubtful import find_suspects, plot_suspects, write_suspects
-    from diptych.preprocessing import PreprocessingSpec
 
     loaded = load_config(config, overrides or [])
     suspects = find_suspects(loaded)
     out.mkdir(parents=True, exist_ok=True)
     write_suspects(suspects, out / "doubtful.csv")
-    spec = PreprocessingSpec(image_size_px=loaded.image.size_px, max_tokens=loaded.text.max_tokens)
-    plot_suspects(suspects[:top], spec, out / "doubtful.png")
+    plot_suspects(suspects[:top], loaded.spec, out / "doubtful.png")
     for suspect in suspects[:top]:
         typer.echo(f"{suspect.item.category:<15} → {suspect.suggested:<15} {suspect.item.place}")
     typer.echo(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from diptych.comparison import Comparison, Side
@@ -11,7 +10,6 @@ from diptych.data.items import Item
 from diptych.embedding_cache import embed_items_once
 from diptych.errors import UserError
 from diptych.predict import predict_probabilities
-from diptych.preprocessing import PreprocessingSpec
 from diptych.run import Run
 
 
@@ -31,7 +29,7 @@ def compare_runs(
         table,
         labels=None,
         needs_category=False,
-        spec=_stricter(old.preprocessor.spec, new.preprocessor.spec),
+        spec=old.preprocessor.spec.stricter(new.preprocessor.spec),
         skip_bad_rows=skip_bad_rows or data.skip_bad_rows,
         check_images=data.check_images,
     )
@@ -45,9 +43,3 @@ def compare_runs(
 def _ask(run: Run, items: list[Item], name: str) -> Side:
     embeddings = embed_items_once(run.model, items, run.preprocessor, title=f"items for {name}")
     return Side(name=name, labels=run.labels, probabilities=predict_probabilities(run.model, embeddings))
-
-
-def _stricter(one: PreprocessingSpec, other: PreprocessingSpec) -> PreprocessingSpec:
-    """The limits of both at once: an item that either refuses cannot be compared."""
-    limits = ("max_image_bytes", "max_image_pixels", "max_text_bytes")
-    return dataclasses.replace(one, **{key: min(getattr(one, key), getattr(other, key)) for key in limits})

@@ -20,10 +20,12 @@ from diptych.augmentation import AugmentConfig
 from diptych.data.config import DataConfig
 from diptych.data.location import Location
 from diptych.errors import UserError
+from diptych.limits import LimitsConfig
 from diptych.models.fusion import FusionConfig
 from diptych.models.image_encoder import ImageConfig
 from diptych.models.text_encoder import TextConfig
 from diptych.optimization import TrainConfig
+from diptych.preprocessing import PreprocessingSpec
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,7 +43,14 @@ class Config:
     fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    limits: LimitsConfig = dataclasses.field(default_factory=LimitsConfig)
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+    @property
+    def spec(self) -> PreprocessingSpec:
+        """How this run's items become tensors, within the limits of training."""
+        spec = PreprocessingSpec(image_size_px=self.image.size_px, max_tokens=self.text.max_tokens)
+        return spec.within(self.limits.training)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

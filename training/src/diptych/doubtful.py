@@ -49,7 +49,7 @@ def find_suspects(config: Config) -> list[Suspect]:
     folds that it is not in (Northcutt et al., 2021, "Confident Learning").
     """
     torch.manual_seed(config.seed)  # backbones may be random
-    spec = PreprocessingSpec(image_size_px=config.image.size_px, max_tokens=config.text.max_tokens)
+    spec = config.spec
     train_items, val_items = read_catalogues(config, spec)
     items = [*train_items, *val_items]
     labels = config.data.labels or labels_of(train_items)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.predict import CONDITION_NAMES
-from diptych.preprocessing import PreprocessingSpec, decode_image, fit_on_white
+from diptych.preprocessing import PreprocessingSpec, fit_image
 
 INK, GREY, PALE, ACCENT, SECOND, THIRD = "#1f2933", "#7b8794", "#cbd2d9", "#2b6cb0", "#dd6b20", "#2f855a"
 CONDITION_COLOURS = {"both": ACCENT, "image_only": SECOND, "text_only": THIRD}
@@ -43,7 +43,7 @@ matplotlib.rcParams.update(
 
 def open_picture(data: bytes, spec: PreprocessingSpec) -> Image.Image | None:
     """What the model is shown, for drawing: upright, on white; None where there is no image."""
-    return fit_on_white(decode_image(data, spec), 512) if data else None
+    return fit_image(data, spec, 512) if data else None
 
 
 def plot_history(history: Sequence[Mapping[str, Any]], best_epoch: int, path: Path) -> None:

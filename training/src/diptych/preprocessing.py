@@ -12,44 +12,56 @@ import json
 import operator
 import re
 import struct
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 from tokenizers import Tokenizer
 
 SPEC_FILE = "preprocessing.json"
 TOKENIZER_FILE = "tokenizer.json"
 
-# Formats that strangers may send, by their first bytes. TIFF, PSD and the like are left out: large decoders,
-# few products. Phones' multi-picture JPEGs (MPO) are read as the first of their pictures.
+# Formats by their first bytes. A phone's multi-picture JPEG (MPO) is read as the first of its images.
 SIGNATURES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
     "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
-    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
     "GIF": re.compile(rb"GIF8[79]a"),
     "BMP": re.compile(rb"BM"),
+    "TIFF": re.compile(rb"II\*\0|MM\0\*"),
+    "AVIF": re.compile(rb"....ftyp(?:avif|avis|(?:mif1|msf1)(?=.{4}(?:.{4}){0,20}avi[fs]))", re.DOTALL),
+    "HEIC": re.compile(rb"....ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL),
 }
-ACCEPTED_IMAGE = "a whole JPEG, PNG, WebP, GIF or BMP file"
 WHITE = (255, 255, 255)
+BAND_PX = 256  # rows that are converted at once
 
 # Real files have some dozens of segments before their pixels; PNGs of 20 MiB up to 5,120, in chunks of 4 KiB.
 MAX_SEGMENTS = 6_000
-# Of a JPEG in many scans; two bytes each, so 64 MiB. A 12-megapixel photo has 18 million.
-MAX_COEFFICIENTS = 2**25
-# A tenth of a second. The usual ten scans visit the brightness of each pixel six times, and the two colours,
-# which have a quarter as many samples, four times each: 8 samples a pixel, so that 12 megapixels pass.
-MAX_SCANNED_SAMPLES = 100_000_000
 MAX_SCANS = 500
 
 JPEG_MARKER = re.compile(rb"\xff+[\x01-\xfe]")  # any number of filling bytes, then its number
-JPEG_SCAN = re.compile(rb"\xff\xda(?=...)", re.DOTALL)  # what is counted twice costs nobody but its author
+JPEG_MARKER_IN_SCANS = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither a stuffed byte nor a restart
 PROGRESSIVE = 0xC2
 JPEG_FRAMES = (0xC0, 0xC1, PROGRESSIVE)
+JPEG_SCAN, JPEG_END = 0xDA, b"\xff\xd9"
 EXIF_ORIENTATION = 0x0112
+EXIF_INTEGERS = {1: "B", 3: "H", 4: "L"}  # by the number of the type; phones write the second and the third
+# The tags of a TIFF without which its pixels cannot be read.
+TIFF_TAGS = {
+    *(256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325),
+    *(338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532),
+}
+TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # of a type's values
+TIFF_REDUCED, DNG_VERSION = 254, 50706
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,9 +71,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-# Pillow only warns about bombs up to twice its own limit; ours is lower, so its warning is a refusal too.
-warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 # Why an item is refused, for metrics: a closed list, none of it the caller's words.
@@ -98,19 +107,73 @@ class InvalidInput(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PreprocessingSpec:
-    """Everything that decides how an item becomes tensors. Saved beside the weights that it belongs to.
+class Limits:
+    """What is refused, by its size alone and before it is decoded. 0 pixels: the format is refused.
 
-    max_image_pixels   of a JPEG
-    max_costly_pixels  of any other format: 2048 x 2048
+    The defaults are those of a server that strangers may ask: decoding takes at most 64 MiB, and seldom more
+    than a tenth of a second. docs/inputs.md has the measurements. The client keeps a copy of them.
+
+    max_jpeg_coefficients     a JPEG in many scans keeps all of them in memory, two bytes each
+    max_jpeg_scanned_samples  the samples that all scans of such a JPEG visit together. The usual ten scans of
+                              a photo visit 8 a pixel: 12 megapixels pass.
     """
+
+    max_image_bytes: int = 20 * 2**20
+    max_jpeg_pixels: int = 64_000_000
+    max_png_pixels: int = 12_000_000
+    max_webp_pixels: int = 2**22
+    max_gif_pixels: int = 2**22
+    max_bmp_pixels: int = 2**22
+    max_tiff_pixels: int = 0
+    max_avif_pixels: int = 0
+    max_heic_pixels: int = 0
+    max_jpeg_coefficients: int = 2**25
+    max_jpeg_scanned_samples: int = 100_000_000
+    max_text_bytes: int = 64 * 2**10
+
+    def max_pixels(self, format: str) -> int:
+        """Of a format as SIGNATURES names it."""
+        limit: int = getattr(self, f"max_{format.lower()}_pixels")
+        return limit
+
+    @property
+    def formats(self) -> list[str]:
+        """Those that are taken."""
+        return [format for format in SIGNATURES if self.max_pixels(format)]
+
+    @property
+    def accepted_image(self) -> str:
+        """In words, for messages."""
+        *others, last = self.formats
+        return f"a whole {', '.join(others)} or {last} file" if others else f"a whole {last} file"
+
+
+LIMIT_NAMES = tuple(field.name for field in dataclasses.fields(Limits))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreprocessingSpec(Limits):
+    """Everything that decides how an item becomes tensors, and what is refused. Saved beside its weights."""
 
     image_size_px: int
     max_tokens: int
-    max_image_bytes: int = 20 * 2**20
-    max_image_pixels: int = 64_000_000
-    max_costly_pixels: int = 2**22
-    max_text_bytes: int = 64 * 2**10
+
+    @classmethod
+    def from_json(cls, text: str) -> PreprocessingSpec:
+        """What `Preprocessor.save` wrote. A limit that is not named there has its default."""
+        found = json.loads(text)
+        return cls(
+            **{field.name: found[field.name] for field in dataclasses.fields(cls) if field.name in found}
+        )
+
+    def within(self, limits: Limits) -> PreprocessingSpec:
+        """The same with these limits."""
+        return dataclasses.replace(self, **{name: getattr(limits, name) for name in LIMIT_NAMES})
+
+    def stricter(self, other: Limits) -> PreprocessingSpec:
+        """The same with the lower of both limits, each for itself."""
+        lower = {name: min(getattr(self, name), getattr(other, name)) for name in LIMIT_NAMES}
+        return dataclasses.replace(self, **lower)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,7 +238,7 @@ class Preprocessor:
     @classmethod
     def load(cls, directory: Path) -> Preprocessor:
         """Read what `save` wrote."""
-        spec = PreprocessingSpec(**json.loads((directory / SPEC_FILE).read_text("utf-8")))
+        spec = PreprocessingSpec.from_json((directory / SPEC_FILE).read_text("utf-8"))
         return cls(spec, (directory / TOKENIZER_FILE).read_text("utf-8"))
 
     def save(self, directory: Path) -> None:
@@ -184,6 +247,10 @@ class Preprocessor:
             json.dumps(dataclasses.asdict(self.spec), indent=2) + "\n", "utf-8"
         )
         (directory / TOKENIZER_FILE).write_text(self.tokenizer_json, "utf-8")
+
+    def within(self, limits: Limits) -> Preprocessor:
+        """The same with these limits."""
+        return Preprocessor(self.spec.within(limits), self.tokenizer_json)
 
     def rows(self, items: Sequence[tuple[bytes, bytes]]) -> list[Row | InvalidInput]:
         """Preprocess many (image file, UTF-8 text) pairs; a bad one yields its error in its place."""
@@ -229,10 +296,9 @@ class Preprocessor:
         return np.ascontiguousarray(self._square(data)[0]) if data else None
 
     def _square(self, data: bytes) -> tuple[NDArray[np.uint8], int]:
-        """(3, H, W) uint8 RGB, and how many pixels were decoded. No two decoded pictures are held at once."""
-        image = decode_image(data, self.spec)
-        square = np.asarray(fit_on_white(image, self.spec.image_size_px))
-        return square.transpose(2, 0, 1), image.width * image.height
+        """(3, H, W) uint8 RGB, and how many pixels were decoded. No two decoded images are held at once."""
+        square, num_pixels = _fit(data, self.spec, self.spec.image_size_px)
+        return np.asarray(square).transpose(2, 0, 1), num_pixels
 
     def text(self, data: bytes) -> str:
         """Decode UTF-8; empty or blank: no text. Raises InvalidInput."""
@@ -263,88 +329,114 @@ class Preprocessor:
         return input_ids, attention_mask
 
 
-def decode_image(data: bytes, spec: PreprocessingSpec) -> Image.Image:
-    """Decode one image file to RGB or RGBA, upright. Raises InvalidInput.
+def fit_image(data: bytes, spec: PreprocessingSpec, size_px: int | None = None) -> Image.Image:
+    """Decode one image file and fit it into a white square: upright, centred, nothing cropped.
 
-    JPEGs are decoded at a reduced scale, never below twice what is left of them in the square: cheaper, and
-    the final resize still averages over real pixels. At once the size instead of twice, a 3000 x 500 picture
+    size_px  None: as the model sees it
+    raises   InvalidInput
+    """
+    return _fit(data, spec, size_px or spec.image_size_px)[0]
+
+
+def _fit(data: bytes, spec: PreprocessingSpec, size_px: int) -> tuple[Image.Image, int]:
+    """The same, and how many pixels the decoder gave.
+
+    A JPEG is decoded at a reduced scale, never below twice what is left of it in the square: cheaper, and
+    the final resize still averages over real pixels. At once the size instead of twice, a 3000 x 500 image
     moved by 3.7 grey levels on average; at twice by 0.2.
     """
     if len(data) > spec.max_image_bytes:
         accepted = f"at most {spec.max_image_bytes:,} bytes"
         raise InvalidInput("image", f"{len(data):,} bytes", accepted, IMAGE_BYTES)
+    format = format_of(data)
+    if format is None:
+        found = f"{len(data):,} bytes in no known format"
+        raise InvalidInput("image", found, spec.accepted_image, IMAGE_FORMAT)
+    if not spec.max_pixels(format):
+        raise InvalidInput("image", f"a file in {format}", spec.accepted_image, IMAGE_FORMAT)
     try:
         bare = strip_metadata(data)
-        image = Image.open(io.BytesIO(bare.data), formats=[bare.format])
-        _require_cheap(image, bare, spec)
-        width, height = _fitted_size(image, spec.image_size_px)
-        image.draft("RGB", (2 * width, 2 * height))
-        image.load()
-        vars(image).pop("_decoder", None)  # WebP's, with two more copies of the picture
-        return _to_rgb_or_rgba(_upright(image, bare.orientation))
+        image = open_image(bare)
+        _require_affordable(image, bare, spec)
+        orientation = orientation_of(image, bare)
+        width, height = _fitted_size(image, size_px)
+        image = load_image(image, bare, (2 * width, 2 * height))
+        num_pixels = image.width * image.height
+        resized = _resize_on_white(image, *_fitted_size(image, size_px))
+        return _centre(_upright(resized, orientation), size_px), num_pixels
     except InvalidInput:
         raise
-    except Image.UnidentifiedImageError:
-        found = "a damaged file (its header cannot be read)"
-        raise InvalidInput("image", found, ACCEPTED_IMAGE, IMAGE_DAMAGED) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        count = re.search(r"(\d+) pixels", str(error))
-        found = f"{int(count[1]):,} pixels" if count else "far too many pixels"
-        raise InvalidInput("image", found, _accepted_size(spec), IMAGE_PIXELS) from None
+    except UnsupportedImage as error:
+        raise InvalidInput("image", str(error), spec.accepted_image, IMAGE_FORMAT) from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        raise InvalidInput("image", f"a damaged file ({error})", ACCEPTED_IMAGE, IMAGE_DAMAGED) from None
+        found = f"a damaged file ({error})"
+        raise InvalidInput("image", found, spec.accepted_image, IMAGE_DAMAGED) from None
 
 
-def _require_cheap(image: Image.Image, bare: BareFile, spec: PreprocessingSpec) -> None:
-    """Refuse by its header what would take more than a tenth of a second or 64 MiB to decode.
-
-    A file of 38 bytes can be a whole WebP of 64 megapixels: 2.4 s and 980 MB. What a megapixel costs, on a
-    core of an AMD EPYC with Pillow 12.3:
-
-                             flat (a bomb)  a photo   memory
-        PNG, RGB                    12 ms     30 ms      4 MB
-        PNG, RGBA                   24 ms                8 MB
-        WebP                        17 ms     25 ms     16 MB
-        GIF                          8 ms                5 MB
-        JPEG, one scan             0.6 ms      2 ms      0 MB   decoded by rows, at a reduced scale
-        JPEG, progressive          1 ms a scan           6 MB   all its coefficients are kept; a scan of a
-                                                                colour at half the resolution costs a quarter
-    """
-    pixels = image.width * image.height
-    is_cheap = bare.format == "JPEG"
-    if pixels > (spec.max_image_pixels if is_cheap else spec.max_costly_pixels):
-        found = f"{image.width} x {image.height} pixels in a {bare.format}"
-        raise InvalidInput("image", found, _accepted_size(spec), IMAGE_PIXELS)
+def _require_affordable(image: Image.Image, bare: BareFile, spec: PreprocessingSpec) -> None:
+    """Refuse by its header what is beyond the limits. A WebP of 38 bytes may hold 64 megapixels."""
+    size, pixels = f"{image.width} x {image.height} pixels", image.width * image.height
+    limit = spec.max_pixels(bare.format)
+    if pixels > limit:
+        accepted = f"at most {limit:,} pixels in a {bare.format}"
+        raise InvalidInput("image", f"{size} in a {bare.format}", accepted, IMAGE_PIXELS)
     if bare.num_scans > 1 and (
-        pixels * bare.samples_per_pixel > MAX_COEFFICIENTS
-        or pixels * bare.scanned_samples_per_pixel > MAX_SCANNED_SAMPLES
+        pixels * bare.samples_per_pixel > spec.max_jpeg_coefficients
+        or pixels * bare.scanned_samples_per_pixel > spec.max_jpeg_scanned_samples
     ):
-        found = f"{image.width} x {image.height} pixels in a progressive JPEG of {bare.num_scans} scans"
-        accepted = f"at most {MAX_SCANNED_SAMPLES:,} samples in all scans together; save it as baseline"
+        found = f"{size} in a progressive JPEG of {bare.num_scans} scans"
+        accepted = (
+            f"at most {spec.max_jpeg_scanned_samples:,} samples in all scans together; save it as baseline"
+        )
         raise InvalidInput("image", found, accepted, IMAGE_PIXELS)
 
 
-def _accepted_size(spec: PreprocessingSpec) -> str:
-    return f"at most {spec.max_image_pixels:,} pixels in a JPEG, {spec.max_costly_pixels:,} in other formats"
+def _fitted_size(image: Image.Image, size_px: int) -> tuple[int, int]:
+    """Width and height of the whole image in a square of this size."""
+    scale = size_px / max(image.size)
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
-def fit_on_white(image: Image.Image, size_px: int) -> Image.Image:
-    """Scale to fit a white square, centred, nothing cropped. Transparency becomes white, not black."""
-    width, height = _fitted_size(image, size_px)
-    has_alpha = image.mode == "RGBA"
-    premultiplied = image.convert("RGBa") if has_alpha else image  # resize does so too, but forgets the gap
-    resized = premultiplied.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    resized = resized.convert("RGBA") if has_alpha else resized
+def _resize_on_white(image: Image.Image, width: int, height: int) -> Image.Image:
+    """RGB, averaged by whole factors first and then resampled, as Pillow's `reducing_gap` does."""
+    factor = (image.width // (2 * width) or 1, image.height // (2 * height) or 1)
+    box = (0, 0, image.width / factor[0], image.height / factor[1])
+    return shrink_on_white(image, factor).resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+def shrink_on_white(image: Image.Image, factor: tuple[int, int]) -> Image.Image:
+    """Average by whole factors, to RGB. Transparency becomes white, not black.
+
+    Goes band by band, so that beside the decoded image only a band of it is ever in memory.
+    """
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image.reduce(factor) if factor != (1, 1) else image
+    rows = factor[1] * max(1, BAND_PX // factor[1])
+    shrunk = Image.new("RGB", (-(-image.width // factor[0]), -(-image.height // factor[1])))
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        shrunk.paste(_on_white(band).reduce(factor), (0, top // factor[1]))
+    return shrunk
+
+
+def _centre(image: Image.Image, size_px: int) -> Image.Image:
+    """On a white square."""
     canvas = Image.new("RGB", (size_px, size_px), WHITE)
-    corner = ((size_px - width) // 2, (size_px - height) // 2)
-    canvas.paste(resized, corner, mask=resized if has_alpha else None)
+    canvas.paste(image, ((size_px - image.width) // 2, (size_px - image.height) // 2))
     return canvas
 
 
-def _fitted_size(image: Image.Image, size_px: int) -> tuple[int, int]:
-    """Width and height of the whole picture in a square of this size."""
-    scale = size_px / max(image.size)
-    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise UnsupportedImage("pixels of 32 bits")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, WHITE)
+    canvas.paste(rgba, mask=rgba)
+    return canvas
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -353,22 +445,20 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb_or_rgba(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    mode = "RGBA" if image.has_transparency_data else "RGB"
-    return image if image.mode == mode else image.convert(mode)
-
-
 # What follows keeps metadata away from Pillow, which reads all of it: a WebP of 500 kB with overlapping EXIF
 # entries took 21 s and 9.6 GB, a GIF of comments more than a minute, a JPEG of empty segments 6 s.
+
+
+class UnsupportedImage(ValueError):
+    """A whole file of a kind that is not read. The message says what it is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BareFile:
     """An image file without what its pixels do not need.
 
-    orientation                as in EXIF; 1: upright
+    orientation                as in EXIF; 1: upright, or the decoder turns it
+    lacks_end                  of a JPEG without its end marker
     num_scans                  of a JPEG that keeps its coefficients until the last scan; 1: all others
     samples_per_pixel          of such a JPEG; 1.5 with the usual 4:2:0
     scanned_samples_per_pixel  the same, summed over its scans
@@ -377,17 +467,23 @@ class BareFile:
     format: str
     data: bytes
     orientation: int = 1
+    lacks_end: bool = False
     num_scans: int = 1
     samples_per_pixel: float = 1
     scanned_samples_per_pixel: float = 1
 
 
+def format_of(data: bytes) -> str | None:
+    """A key of SIGNATURES, by the first bytes."""
+    return next((name for name, signature in SIGNATURES.items() if signature.match(data)), None)
+
+
 def strip_metadata(data: bytes) -> BareFile:
-    """Raises InvalidInput for a format that is not accepted, ValueError or the like for a damaged file."""
-    for name, signature in SIGNATURES.items():
-        if signature.match(data):
-            return STRIPPERS[name](data)
-    raise InvalidInput("image", f"{len(data):,} bytes in no known format", ACCEPTED_IMAGE, IMAGE_FORMAT)
+    """Raises UnsupportedImage, and ValueError or the like for a damaged file."""
+    format = format_of(data)
+    if format is None:
+        raise UnsupportedImage("no known format")
+    return STRIPPERS[format](data)
 
 
 def _strip_jpeg(data: bytes) -> BareFile:
@@ -399,18 +495,25 @@ def _strip_jpeg(data: bytes) -> BareFile:
             frame_marker = marker
             components = data[start + 10 : end : 3]
             samples = [(factors >> 4) * (factors & 15) for factors in data[start + 11 : end : 3]]
-        if marker == 0xDA:  # the first scan; all after it is the decoder's
+        if marker == JPEG_SCAN:  # the first; all after it is the decoder's
             if not any(samples):
                 raise ValueError("neither baseline nor progressive")
             keeps_coefficients = frame_marker == PROGRESSIVE or data[start + 4] < len(samples)
-            scans = _scans(data, start) if keeps_coefficients else [components]
+            if keeps_coefficients:
+                scans, picture_end = _scans(data, start)
+            else:
+                scans, picture_end = [components], data.find(JPEG_END, start) + 2
+            lacks_end = picture_end < start
+            if lacks_end and not set(components) <= set().union(*scans):
+                raise ValueError("truncated: not every colour is in it")
             costs = dict(sorted(zip(components, samples, strict=False), key=operator.itemgetter(1)))
             full = max(samples)
             scanned = sum(costs.get(component, full) for scan in scans for component in scan)
             return BareFile(
                 format="JPEG",
-                data=b"".join([*kept, memoryview(data)[start:]]),
+                data=b"".join([*kept, memoryview(data)[start : None if lacks_end else picture_end]]),
                 orientation=_orientation(exif),
+                lacks_end=lacks_end,
                 num_scans=max(2, len(scans)) if keeps_coefficients else 1,
                 samples_per_pixel=sum(samples) / full,
                 scanned_samples_per_pixel=scanned / full,
@@ -422,12 +525,26 @@ def _strip_jpeg(data: bytes) -> BareFile:
     raise ValueError("no picture in it")
 
 
-def _scans(data: bytes, start: int) -> list[bytes]:
-    """The components that each scan of a JPEG visits. Raises ValueError where there are far too many."""
-    if data.count(b"\xff\xda", start) > MAX_SCANS:
-        raise ValueError(f"more than {MAX_SCANS} scans")
-    heads = (match.start() + 5 for match in JPEG_SCAN.finditer(data, start))
-    return [data[head : head + 2 * data[head - 1] : 2] for head in heads]
+def _scans(data: bytes, at: int) -> tuple[list[bytes], int]:
+    """The components that each scan of a JPEG visits, and where the image ends; 0: without an end marker.
+
+    Phones append a second image or a film behind the end.
+    """
+    scans: list[bytes] = []
+    for _ in range(MAX_SEGMENTS):
+        match = JPEG_MARKER_IN_SCANS.search(data, at)
+        if match is None:
+            return scans, 0
+        marker, at = data[match.end() - 1], match.end()
+        if match[0] == JPEG_END:
+            return scans, at
+        if marker == JPEG_SCAN:
+            scans.append(data[at + 3 : at + 3 + 2 * data[at + 2] : 2])
+            if len(scans) > MAX_SCANS:
+                raise ValueError(f"more than {MAX_SCANS} scans")
+        if marker != 1:  # the only other one that has no length
+            at += struct.unpack_from(">H", data, at)[0]
+    raise ValueError(f"more than {MAX_SEGMENTS:,} segments between its scans")
 
 
 def _strip_png(data: bytes) -> BareFile:
@@ -444,8 +561,9 @@ def _strip_png(data: bytes) -> BareFile:
 
 
 def _strip_webp(data: bytes) -> BareFile:
-    """Keep the pixels, of an animation those of the first frame."""
+    """Keep the pixels, of an animation those of the first frame; nothing behind the end of the file."""
     kept, exif, frames = [], b"", 0
+    data = data[: 8 + struct.unpack_from("<L", data, 4)[0]]
     for kind, start, end in _chunks(data, 12, "<", has_checksum=False):
         frames += kind == b"ANMF"
         if kind in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM") or (kind == b"ANMF" and frames == 1):
@@ -454,7 +572,7 @@ def _strip_webp(data: bytes) -> BareFile:
             exif = data[start + 8 : end]
     body = b"WEBP" + b"".join(kept)
     return BareFile(
-        format="WEBP",
+        format="WebP",
         data=b"RIFF" + struct.pack("<L", len(body)) + body,
         orientation=_orientation(exif),
     )
@@ -481,17 +599,101 @@ def _strip_bmp(data: bytes) -> BareFile:
     """Nothing to strip. Run lengths are refused: Pillow decodes them pixel by pixel in Python."""
     header_bytes, compression = struct.unpack_from("<L12xL", data, 14)
     if header_bytes >= 40 and compression in (1, 2):
-        raise InvalidInput("image", "a BMP compressed by run lengths", ACCEPTED_IMAGE, IMAGE_FORMAT)
+        raise UnsupportedImage("a BMP compressed by run lengths")
     return BareFile(format="BMP", data=data)
+
+
+def _strip_tiff(data: bytes) -> BareFile:
+    """The first image, with a new directory of the tags that its pixels need. The decoder turns it."""
+    order = {b"II": "<", b"MM": ">"}[data[:2]]
+    (start,) = struct.unpack_from(f"{order}L", data, 4)
+    (count,) = struct.unpack_from(f"{order}H", data, start)
+    kept, num_bytes = [], 0
+    for at in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind, num_values, value = struct.unpack_from(f"{order}HHLL", data, at)
+        if (tag == TIFF_REDUCED and value & 1) or tag == DNG_VERSION:
+            raise UnsupportedImage("a camera's raw file")
+        if tag in TIFF_TAGS:
+            kept.append(data[at : at + 12])
+            num_bytes += num_values * TIFF_BYTES.get(kind, 8)
+    if num_bytes > len(data):
+        raise ValueError("its tags overlap")
+    directory = struct.pack(f"{order}H", len(kept)) + b"".join(kept) + bytes(4)
+    head = data[:4] + struct.pack(f"{order}L", len(data) + len(data) % 2)
+    return BareFile(format="TIFF", data=b"".join([head, data[8:], bytes(len(data) % 2), directory]))
 
 
 STRIPPERS: dict[str, Callable[[bytes], BareFile]] = {
     "JPEG": _strip_jpeg,
     "PNG": _strip_png,
-    "WEBP": _strip_webp,
+    "WebP": _strip_webp,
     "GIF": _strip_gif,
     "BMP": _strip_bmp,
+    "TIFF": _strip_tiff,
+    # Their libraries read their metadata; a server that does not trust its callers refuses them.
+    "AVIF": lambda data: BareFile(format="AVIF", data=data),
+    "HEIC": lambda data: BareFile(format="HEIC", data=data),
 }
+
+
+def open_image(bare: BareFile) -> Image.Image:
+    """Read its header. Not by Image.open, whose limit of pixels is lower than some of ours."""
+    return OPENERS[bare.format](io.BytesIO(bare.data))
+
+
+def _open_heic(file: io.BytesIO) -> Image.Image:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        found = "a file in HEIC, and no pillow-heif to read it (pip install 'diptych[heic]')"
+        raise UnsupportedImage(found) from None
+    image: Image.Image = HeifImageFile(file)
+    return image
+
+
+OPENERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WebP": WebPImageFile,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+    "TIFF": TiffImageFile,
+    "AVIF": AvifImageFile,
+    "HEIC": _open_heic,
+}
+
+
+def load_image(image: Image.Image, bare: BareFile, size: tuple[int, int]) -> Image.Image:
+    """Decode what `open_image` opened.
+
+    size  of a JPEG, at least which is to be left of it
+    """
+    if bare.lacks_end:
+        return _load_without_end(bare, size)
+    image.draft("RGB", size)
+    image.load()
+    vars(image).pop("_decoder", None)  # WebP's, with two more copies of the picture
+    return image
+
+
+def _load_without_end(bare: BareFile, size: tuple[int, int]) -> Image.Image:
+    """A JPEG that lacks its end marker and nothing else, as viewers show it.
+
+    What follows a whole image is skipped. What follows a truncated one is read as pixels: then two endings
+    give two images.
+    """
+    both = []
+    for filling in (b"\0", b"\xff\0"):
+        ended = dataclasses.replace(bare, data=bare.data + 64 * filling + JPEG_END, lacks_end=False)
+        both.append(load_image(open_image(ended), ended, size))
+    if both[0].tobytes() != both[1].tobytes():
+        raise ValueError("truncated")
+    return both[0]
+
+
+def orientation_of(image: Image.Image, bare: BareFile) -> int:
+    """As in EXIF. The decoders of TIFF and HEIC turn the image themselves."""
+    return _orientation(image.info.get("exif", b"")) if bare.format == "AVIF" else bare.orientation
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -534,9 +736,9 @@ def _orientation(exif: bytes) -> int:
         (start,) = struct.unpack_from(f"{order}L", exif, 4)
         (count,) = struct.unpack_from(f"{order}H", exif, start)
         for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, value = struct.unpack_from(f"{order}H6xH", exif, entry)
+            tag, kind = struct.unpack_from(f"{order}HH", exif, entry)
             if tag == EXIF_ORIENTATION:
-                return int(value)
+                return int(struct.unpack_from(order + EXIF_INTEGERS.get(kind, "H"), exif, entry + 8)[0])
     except struct.error:
         pass
     return 1

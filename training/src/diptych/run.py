@@ -29,6 +29,7 @@ HISTORY_FILE = "history.json"
 TEXT_ARCHITECTURE = "text_backbone"
 # The files without which the weights mean something else. model.safetensors holds a digest of them.
 COMPANIONS = (LABELS_FILE, SPEC_FILE, TOKENIZER_FILE)
+CHANGEABLE = ("data.", "limits.")  # sections that may differ from what a run was trained with
 BELONGS_TO = "sha256 of labels, preprocessing and tokenizer"
 
 
@@ -56,15 +57,15 @@ class Run:
 def load_run(directory: Path, overrides: Sequence[str] = ()) -> Run:
     """Read a run. Needs no hub, no weight package and no pickle.
 
-    overrides  `data.KEY=VALUE`: other tables to evaluate it on; all else stays as it was trained with
+    overrides  `data.KEY=VALUE`, `limits.KEY=VALUE`: other tables, other limits; all else stays as trained
     """
     if not (directory / WEIGHTS_FILE).is_file():
         raise UserError(
             f"{directory}: not a finished run ({WEIGHTS_FILE} is missing). Make one: diptych train"
         )
     for override in overrides:
-        if not override.strip().startswith("data."):
-            raise UserError(f"--set {override}: of a trained run only the keys of [data] can be changed")
+        if not override.strip().startswith(CHANGEABLE):
+            raise UserError(f"--set {override}: of a trained run only [data] and [limits] can be changed")
     config = load_config(directory / CONFIG_FILE, overrides)
     try:
         labels = read_labels(directory / LABELS_FILE)
@@ -75,7 +76,7 @@ def load_run(directory: Path, overrides: Sequence[str] = ()) -> Run:
         weights = load_file(directory / WEIGHTS_FILE)
         _require_companions(directory)
         model.load_state_dict(weights)
-        preprocessor = Preprocessor.load(directory)
+        preprocessor = Preprocessor.load(directory).within(config.limits.training)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -51,7 +51,7 @@ def train(config: Config, out: Path) -> Run:
         from_main(accelerator, lambda: stack.enter_context(begin_run(out)))
 
         # Load. One process reads and judges the catalogues, all get the items.
-        spec = PreprocessingSpec(image_size_px=config.image.size_px, max_tokens=config.text.max_tokens)
+        spec = config.spec
         train_items, val_items = from_main(accelerator, lambda: read_catalogues(config, spec))
         labels = config.data.labels or labels_of(train_items)
         val_truth = torch.tensor([labels.index(item.category) for item in val_items])

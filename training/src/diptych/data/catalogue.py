@@ -18,7 +18,7 @@ from diptych.data.items import BadRow, Item, is_parquet, unit_of
 from diptych.data.location import Location
 from diptych.data.parquet_table import read_parquet
 from diptych.errors import UserError
-from diptych.preprocessing import InvalidInput, PreprocessingSpec, decode_image
+from diptych.preprocessing import InvalidInput, PreprocessingSpec, fit_image
 from diptych.progress import console, progress_bar
 
 UNKNOWN_CATEGORY = "unknown category"
@@ -156,7 +156,7 @@ def _image_fault(item: Item, spec: PreprocessingSpec) -> BadRow | None:
     if item.image is None:
         return None
     try:
-        decode_image(item.image.read_bytes(), spec)
+        fit_image(item.image.read_bytes(), spec)
     except FileNotFoundError:
         return BadRow(line=item.line, reason="missing image file", detail=str(item.image))
     except InvalidInput as error:

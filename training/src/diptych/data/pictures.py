@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from diptych.preprocessing import shrink_on_white
+
 LONGEST_SIDE_PX = 512
 MAX_PIXELS = 200_000_000  # 800 MB while RGBA; drawings get to 169 million, and stop signs to 623 million
 GIANT_PIXELS = 16_000_000
 
-BAND_PX = 1024
 HASH_SIDE = 16
-WHITE = (255, 255, 255)
 FAINTEST_GREY = 248
 
 
@@ -44,7 +44,8 @@ def shrink_file(source: Path, target: Path) -> NDArray[np.bool_]:
         with PngImageFile(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnusablePicture(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-            small = trim(shrink_on_white(image))
+            factor = max(1, max(image.size) // (2 * LONGEST_SIDE_PX))
+            small = trim(shrink_on_white(image, (factor, factor)))
     except (OSError, SyntaxError) as error:  # Pillow's SyntaxError is a broken PNG
         raise UnusablePicture(f"damaged: {error}") from None
     small.thumbnail((LONGEST_SIDE_PX, LONGEST_SIDE_PX), Image.Resampling.LANCZOS)
@@ -54,20 +55,6 @@ def shrink_file(source: Path, target: Path) -> NDArray[np.bool_]:
     return bits.ravel()
 
 
-def shrink_on_white(image: Image.Image) -> Image.Image:
-    """Composite on white and shrink by a whole factor, to no less than twice LONGEST_SIDE_PX.
-
-    Goes band by band, so that besides the decoded picture only a band of it is ever in memory.
-    """
-    factor = max(1, max(image.size) // (2 * LONGEST_SIDE_PX))
-    rows = factor * max(1, BAND_PX // factor)
-    reduced = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
-    for top in range(0, image.height, rows):
-        band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        reduced.paste(_on_white(band).reduce(factor), (0, top // factor))
-    return reduced
-
-
 def trim(image: Image.Image) -> Image.Image:
     """Cut off the blank page around the drawing. Raises UnusablePicture where all is blank."""
     is_drawn = image.convert("L").point(lambda value: value < FAINTEST_GREY and 255)
@@ -75,10 +62,3 @@ def trim(image: Image.Image) -> Image.Image:
     if box is None:
         raise UnusablePicture("blank")
     return image.crop(box)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
-    canvas = Image.new("RGB", image.size, WHITE)
-    canvas.paste(rgba, mask=rgba)
-    return canvas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diptych import metering, preprocessing
-from diptych.data.catalogue import read_split
+from diptych.data.catalogue import judge_rows, read_split
 from diptych.data.items import Item
 from diptych.errors import UserError
 from diptych.export.gate import Gated, write_parts
@@ -97,7 +98,7 @@ def _stage(
     directories = {model.name: model / str(version) for model in sorted(staged.iterdir())}
     for directory in directories.values():
         directory.mkdir()
-    items = _validation_items(run)
+    items, run = _validation_items(run), _as_served(run)
     gated = write_parts(run, items, precision, directories)
 
     # Triton takes model.py from the version, so that each version keeps the shell that it was exported with.
@@ -190,6 +191,22 @@ def _require_same_labels(run: Run, repository: Path) -> None:
         )
 
 
+def _as_served(run: Run) -> Run:
+    """With the limits of the server, which its callers meet."""
+    return dataclasses.replace(run, preprocessor=run.preprocessor.within(run.config.limits.serving))
+
+
 def _validation_items(run: Run) -> list[Item]:
+    """Those that the server will take."""
     data = run.config.data
-    return read_split(data.val_csv, data, labels=run.labels, spec=run.preprocessor.spec)
+    items = read_split(data.val_csv, data, labels=run.labels, spec=run.preprocessor.spec)
+    spec = _as_served(run).preprocessor.spec
+    judged = judge_rows(
+        items,
+        None,
+        spec,
+        check_images=True,
+        needs_category=True,
+        title="Choosing what the server takes",
+    )
+    return [row for row in judged if isinstance(row, Item)]
