@@ -50,6 +50,17 @@ def test_json_holds_the_whole_answer(triton: FakeTriton, capsys, tmp_path: Path,
     assert triton.received[0].inputs["image"][2][4:] == b"picture"
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_that_has_gone_ends_the_command_without_a_word(triton: FakeTriton, options: list[str]):
+    """As in `diptych-client labels | true`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "diptych_client", "labels", "--timeout-s", "20", *options]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_labels_are_listed_in_order(triton: FakeTriton, capsys):
     assert main(["labels"]) == 0
     assert capsys.readouterr().out.splitlines() == triton.labels
