@@ -16,6 +16,8 @@ from fastapi.testclient import TestClient
 from hostile_proxy import HostileProxy
 
 from diptych.serving import Server
+from diptych_client import ConnectionFailed, DiptychError, InvalidInput
+from diptych_client.testing import FakeServer
 
 README = Path(__file__).parents[2] / "client/README.md"
 BLOCKS = {
@@ -61,7 +63,7 @@ def test_the_first_answer(recipe: dict[str, str], capsys: pytest.CaptureFixture[
 
 def test_errors_are_told_apart(recipe: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     run(recipe["Errors and retries"])
-    assert re.match("image - .*13 bytes in no known format", capsys.readouterr().out)
+    assert re.match("image - .*12 bytes in no known format", capsys.readouterr().out)
 
 
 def test_many_items(recipe: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +74,7 @@ def test_many_items(recipe: dict[str, str], capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_batch_job(recipe: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    run(recipe["A batch job"])
+    run(recipe["A whole table"])
     assert capsys.readouterr().out == "10 scored, 0 in scores.errors.csv\n"
 
 
@@ -88,6 +90,27 @@ def test_a_fastapi_dependency(recipe: dict[str, str]) -> None:
         refused = web.post("/classify", content=b"not a picture")
     assert refused.status_code == 422
     assert "13 bytes in no known format" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionFailed("nobody there"),
+        InvalidInput("no such token", "an id", field="headers"),
+        InvalidInput("unexpected inference input 'text'", "an id"),
+    ],
+)
+def test_a_failure_that_is_not_the_callers_is_not_called_so(
+    recipe: dict[str, str], error: DiptychError
+) -> None:
+    names = run(recipe["A FastAPI dependency"])
+    app, fake = names["app"], FakeServer(["cold"], error)
+    with TestClient(app) as web:
+        app.dependency_overrides[names["get_classifier"]] = lambda: fake.async_client()
+        refused = web.post("/classify", params={"text": "fire"})
+    assert refused.status_code == 503
+    assert refused.json()["detail"] == "the classifier is not available"
+    assert refused.json()["request_id"]
 
 
 def test_tls_and_a_token(
@@ -108,7 +131,7 @@ def test_tls_and_a_token(
     authority.issue_cert("localhost").configure_cert(context)
     monkeypatch.setenv("CLASSIFIER_TOKEN", "the-token-of-the-day")
     with HostileProxy((server.contact, server.ports.http), tls=context) as proxy:
-        run(recipe["TLS, and who you are"].replace("localhost:8443", f"localhost:{proxy.port}"))
+        run(recipe["TLS, tokens and proxies"].replace("localhost:8443", f"localhost:{proxy.port}"))
     assert re.fullmatch(r"(cold|green|warm)\n", capsys.readouterr().out)
 
 
@@ -117,4 +140,9 @@ def test_testing_your_own_code(recipe: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
-    assert "1 passed" in done.stdout
+    assert "4 passed" in done.stdout
+
+
+def test_without_a_server(recipe: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    run(recipe["Without a server"])
+    assert capsys.readouterr().out == "True\n"
