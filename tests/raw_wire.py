@@ -38,15 +38,22 @@ def grpc_channel(server: Server) -> Iterator[triton.InferenceServerClient]:
 
 
 def infer(
-    channel: triton.InferenceServerClient, model: str, items: Sequence[Item], *, version: str = ""
+    channel: triton.InferenceServerClient,
+    model: str,
+    items: Sequence[Item],
+    *,
+    version: str = "",
+    timeout_us: int | None = None,
 ) -> triton.InferResult:
-    """One request of one or many rows, over gRPC."""
+    """One request of one or many rows, over gRPC. `timeout_us` is how long it may wait in a queue."""
     inputs = []
     for index, name in enumerate(("image", "text")):
         column = np.array([item[index] for item in items], np.object_).reshape(-1, 1)
         inputs.append(triton.InferInput(name, column.shape, "BYTES").set_data_from_numpy(column))
     try:
-        return channel.infer(model, inputs, model_version=version, client_timeout=TIMEOUT_S)
+        return channel.infer(
+            model, inputs, model_version=version, client_timeout=TIMEOUT_S, timeout=timeout_us
+        )
     except InferenceServerException as error:
         raise Refused(str(error.status()).removeprefix("StatusCode."), str(error.message())) from None
 

@@ -50,12 +50,18 @@ def ask(prometheus: str, path: str, **parameters: object) -> Any:
         return json.load(response)["data"]
 
 
-def series_of(prometheus: str, panel: dict[str, Any], rate_interval: str, minutes: float) -> Series:
+def our_jobs(prometheus: str) -> str:
+    """A pattern of the jobs that hold servers of Diptych: Grafana's `All`."""
+    jobs = ask(prometheus, "label/job/values", **{"match[]": "diptych_server_memory_bytes"})
+    return "|".join(jobs)
+
+
+def series_of(prometheus: str, panel: dict[str, Any], rate_interval: str, minutes: float, job: str) -> Series:
     """Name of each line to its (seconds before now, values)."""
     now_s = time.time()
     found: Series = {}
     for target in panel["targets"]:
-        query = fill_in(target["expr"], rate_interval=rate_interval)
+        query = fill_in(target["expr"], rate_interval=rate_interval, job=job)
         step_s = max(1.0, minutes * 60 / NUM_POINTS)
         window = {"start": now_s - minutes * 60, "end": now_s, "step": step_s}
         for result in ask(prometheus, "query_range", query=query, **window)["result"]:
@@ -101,6 +107,7 @@ def draw(prometheus: str, out: Path, *, rate_interval: str, minutes: float) -> N
     dashboard = json.loads(DASHBOARD.read_text("utf-8"))
     places = [panel["gridPos"] for panel in dashboard["panels"]]
     height = max(place["y"] + place["h"] for place in places)
+    job = our_jobs(prometheus)
     figure = plt.figure(figsize=(20, height * 0.42))
     for panel in dashboard["panels"]:
         place = panel["gridPos"]
@@ -109,7 +116,7 @@ def draw(prometheus: str, out: Path, *, rate_interval: str, minutes: float) -> N
             figure.text(0.005, box[1] + box[3] / 3, panel["title"], fontsize=11, weight="bold")
             continue
         axes = figure.add_axes((box[0] + 0.035, box[1] + 0.012, box[2] - 0.045, box[3] - 0.03))
-        draw_panel(axes, panel, series_of(prometheus, panel, rate_interval, minutes), minutes)
+        draw_panel(axes, panel, series_of(prometheus, panel, rate_interval, minutes, job), minutes)
     figure.savefig(out, dpi=90)
     plt.close(figure)
 

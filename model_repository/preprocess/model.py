@@ -15,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 OUTPUTS = ("pixel_values", "image_present", "input_ids", "attention_mask")
 ROWS, ABSENT = "diptych_inputs_total", "diptych_absent_inputs_total"
 REJECTED, FAILED = "diptych_rejected_inputs_total", "diptych_preprocess_failures_total"
+REJECTED_REQUESTS = "diptych_rejected_requests_total"
 PIXELS, TOKENS = "diptych_decoded_pixels_total", "diptych_tokens_total"
 # Gives way to the later steps where they share its cores: what is begun is finished first, and what is too
 # much waits here, or is refused, before any work is done.
@@ -33,6 +34,7 @@ class TritonPythonModel:
         families = [
             metering.Family(ROWS, "Items that arrived, whatever became of them."),
             metering.Family(REJECTED, "Items refused, by reason.", "reason", self._preprocessing.REASONS),
+            metering.Family(REJECTED_REQUESTS, "Requests that hold a refused item."),
             metering.Family(FAILED, "Requests that failed by a fault of the preprocessor."),
             metering.Family(
                 ABSENT, "Accepted items that lack their image or text.", "modality", ("image", "text")
@@ -66,6 +68,7 @@ class TritonPythonModel:
         for rows in unpacked:
             answers.append(pack(batch, start, start + len(rows)))
             start += len(rows)
+        self._meter.count(lambda: [(REJECTED_REQUESTS, "", sum(answer.has_error() for answer in answers))])
         return answers
 
 

@@ -60,7 +60,7 @@ def rules() -> list[tuple[str, str]]:
 
 def as_bool(query: str) -> str:
     """A comparison leaves out what it does not hold for; with `bool` it says 0 instead."""
-    return re.sub(r" (>|<|<=|>=) (?!0\))", r" \1 bool ", query)
+    return re.sub(r" (==|>|<|<=|>=) (?!0\))", r" \1 bool ", query)
 
 
 @pytest.fixture(scope="module")
