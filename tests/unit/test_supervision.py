@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -104,6 +109,97 @@ def test_what_accepts_and_says_nothing_does_not_greet() -> None:
         for is_secure in (False, True):
             assert not greets(host, port, is_secure=is_secure, timeout_s=0.1)
     assert not greets(host, port, is_secure=False, timeout_s=0.1)  # nobody listens
+
+
+@pytest.fixture
+def stubs(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Two children of ours that look like the stubs of one version."""
+    file = tmp_path / "text_encoder/2/model.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("import time; time.sleep(600)")
+    started = [subprocess.Popen([leftovers.STUB, str(file)], executable=sys.executable) for _ in range(2)]
+    try:
+        ends_at_s = time.monotonic() + 30
+        while sum(child.model == "text_encoder" for child in leftovers.children_of(os.getpid())) < 2:
+            assert time.monotonic() < ends_at_s, "the stubs do not show in /proc"
+        yield started
+    finally:
+        for stub in started:
+            stub.kill()
+            stub.wait()
+
+
+@pytest.fixture
+def models() -> Iterator[ThreadingHTTPServer]:
+    """Answers which models it has loaded, with how many instances each: `.loaded`, path to instance_group."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            groups = self.server.loaded.get(self.path)
+            body = json.dumps({"instance_group": groups}).encode()
+            self.send_response(400 if groups is None else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.loaded = {}
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+CONFIG_URL = "/v2/models/text_encoder/versions/2/config"
+
+
+def look_twice(vitals: Vitals, clock: Clock) -> str | None:
+    assert vitals.find_dead_process() is None
+    clock.now_s += 3
+    return vitals.find_dead_process()
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [{"kind": "KIND_CPU", "count": 2, "gpus": []}],
+        [{"kind": "KIND_GPU", "count": 1, "gpus": [0, 1]}],
+        [{"kind": "KIND_CPU", "count": 1, "gpus": []}, {"kind": "KIND_CPU", "count": 1, "gpus": []}],
+    ],
+)
+def test_a_dead_process_that_somebody_else_has_reaped_is_found(stubs, models, clock, groups) -> None:
+    vitals = Vitals(os.getpid(), models.server_address, *2 * [("127.0.0.1", 0)], clock=clock)
+    models.loaded[CONFIG_URL] = groups
+    assert look_twice(vitals, clock) is None
+    stubs[0].kill()
+    stubs[0].wait()
+    assert look_twice(vitals, clock) == f"the process of text_encoder died (process {stubs[0].pid})"
+
+
+def test_a_dead_process_that_nobody_reaps_is_found_without_a_question(stubs, clock) -> None:
+    vitals = Vitals(os.getpid(), *3 * [("127.0.0.1", 0)], clock=clock)
+    assert vitals.find_dead_process() is None
+    stubs[0].kill()
+    os.waitid(os.P_PID, stubs[0].pid, os.WEXITED | os.WNOWAIT)  # it is a zombie now
+    assert look_twice(vitals, clock) == f"the process of text_encoder died (process {stubs[0].pid})"
+
+
+def test_processes_that_end_with_their_version_or_its_instances_are_no_fault(stubs, models, clock) -> None:
+    vitals = Vitals(os.getpid(), models.server_address, *2 * [("127.0.0.1", 0)], clock=clock)
+    models.loaded[CONFIG_URL] = [{"kind": "KIND_CPU", "count": 2, "gpus": []}]
+    assert look_twice(vitals, clock) is None
+    models.loaded[CONFIG_URL] = [{"kind": "KIND_CPU", "count": 1, "gpus": []}]
+    stubs[0].kill()
+    stubs[0].wait()
+    assert look_twice(vitals, clock) is None
+    del models.loaded[CONFIG_URL]
+    stubs[1].kill()
+    stubs[1].wait()
+    assert look_twice(vitals, clock) is None
 
 
 def test_restarts_pause_longer_each_time_end_at_a_limit_and_begin_anew_after_health() -> None:

@@ -94,11 +94,12 @@ def reap_orphans(except_pid: int) -> None:
 
 
 class Child(NamedTuple):
-    """A process of a tritonserver; `model` is whose, where it can still say."""
+    """A process of a tritonserver; `model` and `version` are None for a zombie, and for what is no stub."""
 
     pid: int
     is_zombie: bool
     model: str | None
+    version: str | None
 
 
 def children_of(parent_pid: int) -> list[Child]:
@@ -107,17 +108,20 @@ def children_of(parent_pid: int) -> list[Child]:
     for directory in Path("/proc").glob("[0-9]*"):
         fields = _stat(int(directory.name))
         if len(fields) > 1 and int(fields[1]) == parent_pid:
-            children.append(Child(int(directory.name), fields[0] == "Z", _model_of(directory)))
+            children.append(Child(int(directory.name), fields[0] == "Z", *_model_of(directory)))
     return children
 
 
-def _model_of(process: Path) -> str | None:
+def _model_of(process: Path) -> tuple[str | None, str | None]:
     """A stub's second argument is REPOSITORY/MODEL/VERSION/FILE; a zombie has no arguments any more."""
     try:
         arguments = (process / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
     except OSError:
-        return None
-    return Path(arguments[1]).parent.parent.name if STUB in arguments[0] and len(arguments) > 1 else None
+        return None, None
+    if STUB not in arguments[0] or len(arguments) < 2:
+        return None, None
+    version = Path(arguments[1]).parent
+    return version.parent.name, version.name
 
 
 def files_of(prefix: str) -> list[Path]:

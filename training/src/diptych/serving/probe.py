@@ -70,6 +70,16 @@ def is_answering(host: str, port: int) -> bool:
     return reply.kind is Kind.ANSWERED
 
 
+def num_instances(host: str, port: int, model: str, version: str, timeout_s: float) -> int:
+    """How many instances a version of a model has; 0 where it is not loaded, or nothing answers."""
+    try:
+        status, body = request(host, port, "GET", f"/v2/models/{model}/versions/{version}/config", timeout_s)
+        groups = json.loads(body).get("instance_group", []) if status == http.client.OK else []
+    except (OSError, ValueError, http.client.HTTPException):
+        return 0
+    return sum(group["count"] * max(1, len(group.get("gpus", []))) for group in groups)
+
+
 def greets(host: str, grpc_port: int, *, is_secure: bool, timeout_s: float) -> bool:
     """Whether the gRPC half takes part: says its settings, or agrees on a key. No call is made."""
     try:

@@ -5,6 +5,9 @@ What counts, and why:
 - A stub that is a zombie for longer than a moment is dead: tritonserver 2.51.0 does not wait for it, does not
   start another, and says 200 on every health URL. This finds it even where another instance of the same model
   still answers, so that the question would be answered by luck.
+- Later servers (from 25.12) collect a dead stub when anybody asks whether its model is ready, so it may never
+  be seen as a zombie. A stub that is gone is dead where its version has more instances than living stubs.
+  Otherwise it has ended in order, because its version was unloaded or given fewer instances.
 - An answer that says so ("Stub process ... is not healthy") is proof, for stopped stubs too.
 - Any other error of the server's own to a question as plain as ours is proof when it is repeated: a GPU whose
   context is lost answers so for ever.
@@ -25,14 +28,14 @@ from collections.abc import Callable
 
 from diptych.release.repository import ENSEMBLE
 from diptych.serving import leftovers
-from diptych.serving.probe import DEAD_STUB_WORDS, Kind, Reply, ask, greets, request
+from diptych.serving.probe import DEAD_STUB_WORDS, Kind, Reply, ask, greets, num_instances, request
 
 # Above the longest that an answer takes: a full queue of 256 on two cores is worked off in seconds, but each
 # one of those answers moves the counter. One batch of a large model on a slow CPU is what must fit.
 SILENCE_S = 30.0
 ASK_TIMEOUT_S = 5.0
-# A zombie for less is a model that was just unloaded: its stub has ended and Triton is about to ask after it.
-ZOMBIE_S = 2.0
+# For less, it may be a version that was just unloaded: its stub has ended before Triton collects it.
+DEAD_S = 2.0
 NUM_ERRORS = 3
 SUCCESSES = re.compile(
     rf'^nv_inference_request_success\{{[^}}]*model="{ENSEMBLE}"[^}}]*\}} (\S+)', re.MULTILINE
@@ -60,20 +63,32 @@ class Vitals:
         self._life_s = self._greeted_s = self.clock()
         self._successes: float | None = None
         self._num_errors = 0
-        self._zombies_since_s: dict[int, float] = {}
-        self._models: dict[int, str] = {}
+        self._stubs: dict[int, tuple[str, str]] = {}  # model and version of each that has been seen alive
+        self._gone_since_s: dict[int, float] = {}
 
     def find_dead_process(self) -> str | None:
-        """Cheap: reads /proc. Returns what has died, in words."""
+        """Cheap: reads /proc, and asks the server only about a stub that is gone. Returns what has died."""
         now_s = self.clock()
         children = leftovers.children_of(self.pid)
-        self._models |= {child.pid: child.model for child in children if child.model}
-        zombies = [child.pid for child in children if child.is_zombie]
-        self._zombies_since_s = {pid: self._zombies_since_s.get(pid, now_s) for pid in zombies}
-        for pid, since_s in self._zombies_since_s.items():
-            if now_s - since_s >= ZOMBIE_S:
-                return f"the process of {self._models.get(pid, 'a model')} died (process {pid})"
+        self._stubs |= {
+            child.pid: (child.model, child.version) for child in children if child.model and child.version
+        }
+        zombies = {child.pid for child in children if child.is_zombie}
+        living = {child.pid for child in children} - zombies
+        gone = zombies | (self._stubs.keys() - living)
+        self._gone_since_s = {pid: self._gone_since_s.get(pid, now_s) for pid in gone}
+        for pid, since_s in self._gone_since_s.items():
+            if now_s - since_s < DEAD_S:
+                continue
+            model, version = self._stubs.get(pid, ("a model", ""))
+            if pid in zombies or self._is_short_of_stubs(model, version, living):
+                return f"the process of {model} died (process {pid})"
+            del self._stubs[pid]  # it ended in order
         return None
+
+    def _is_short_of_stubs(self, model: str, version: str, living: set[int]) -> bool:
+        num_living = sum(stub == (model, version) for pid, stub in self._stubs.items() if pid in living)
+        return num_instances(*self.http, model, version, ASK_TIMEOUT_S) > num_living
 
     def find_fault(self) -> str | None:
         """Asks the ensemble, greets gRPC, for up to ASK_TIMEOUT_S each. Returns what is wrong, in words."""
