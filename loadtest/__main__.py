@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from diptych.errors import UserError
-from diptych.serving import Server
+from diptych.serving import Server, children
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 REPOSITORY = Path("build/model_repository")
@@ -24,14 +24,17 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def main() -> int:
-    options, for_locust = _parse(sys.argv[1:])
-    results = options.results or RESULTS / f"{options.shape}-{options.arrivals}-{options.protocol}"
+    children.end_in_order()
+    options, for_locust = parse(sys.argv[1:])
+    results = options.results
     summary = results / "summary.json"
     summary.unlink(missing_ok=True)  # the last run's
     try:
-        with _address(options) as host:
-            command = _locust_command(options, host, results, for_locust)
-            status = subprocess.run(command, check=False).returncode
+        with (
+            _address(options) as host,
+            children.running(_locust_command(options, host, results, for_locust)) as locust,
+        ):
+            status: int = locust.wait()
     except UserError as error:
         sys.exit(f"error: {error}")
     if summary.exists():
@@ -39,21 +42,29 @@ def main() -> int:
     return status
 
 
-def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m loadtest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--repository", type=Path, default=REPOSITORY, help="What to serve.")
-    target.add_argument("--url", help="A server that runs already: grpc://HOST:PORT or http://HOST:PORT.")
-    parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc")
+    target.add_argument("--url", help="A server that runs already: grpc[s]:// or http[s]://HOST:PORT.")
+    parser.add_argument(
+        "--protocol", choices=("grpc", "http"), help="For --repository, default grpc. --url says it itself."
+    )
     parser.add_argument("--shape", choices=("constant", "step", "soak", "spike"), default="constant")
     parser.add_argument("--arrivals", choices=("closed", "poisson", "uniform"), default="poisson")
     parser.add_argument("--users", type=int, default=30, help="At most; in open loop, calls per second.")
     parser.add_argument("--duration-s", type=int, default=60)
     parser.add_argument("--workers", type=int, default=0, help="Generate the load in so many processes.")
     parser.add_argument("--results", type=Path, help="Default: loadtest/results/SHAPE-ARRIVALS-PROTOCOL.")
-    return parser.parse_known_args(arguments)
+    options, for_locust = parser.parse_known_args(arguments)
+    of_url = urlsplit(options.url).scheme.removesuffix("s") if options.url else "grpc"
+    if options.url and options.protocol not in (None, of_url):
+        parser.error(f"--protocol {options.protocol}: --url {options.url} says {of_url}")
+    options.protocol = options.protocol or of_url
+    options.results = options.results or RESULTS / f"{options.shape}-{options.arrivals}-{options.protocol}"
+    return options, for_locust
 
 
 @contextlib.contextmanager

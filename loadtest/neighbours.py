@@ -25,7 +25,7 @@ from bombs import BOMBS, encode
 from hostile_inputs import hostile_items
 from raw_wire import Item, Refused, ask_over_grpc, grpc_channel
 
-from diptych.serving import Server
+from diptych.serving import Server, children
 
 
 def good_items() -> list[Item]:
@@ -66,6 +66,7 @@ def run_round(
 
 
 def main() -> None:
+    children.end_in_order()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repository", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=6)

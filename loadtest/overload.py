@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from diptych.errors import UserError
-from diptych.serving import Server
+from diptych.serving import Server, children
 from diptych.tuning.closed_loop import load_items, run_load, save_items
 from diptych.tuning.tune import made_up_mix
 from diptych_client import AsyncClient, DiptychError, Overloaded, Retries
@@ -50,6 +50,7 @@ class Overload:
 
 
 def main() -> int:
+    children.end_in_order()
     parser = argparse.ArgumentParser(prog="python -m loadtest.overload", description=__doc__)
     parser.add_argument("--repository", type=Path, default=Path("build/model_repository"))
     parser.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 import time
@@ -25,7 +26,7 @@ from loadtest.report import print_report, save_summary
 from loadtest.shape import PlannedShape
 from loadtest.users import USER_CLASSES, ClassifierUser
 from loadtest.verdict import judge
-from loadtest.wires import parse_host
+from loadtest.wires import access_of, parse_host
 
 # What summary.json repeats of the arguments.
 SUMMARISED = (
@@ -57,10 +58,11 @@ class Session:
         """The address says over which protocol. What is wrong is said now, and not after the run."""
         try:
             host = parse_host(self._environment.host)
+            access_of(host, os.environ)
             load_objectives(Path(self._options.slo))
         except UserError as error:
             sys.exit(f"error: {error}")
-        self._environment.user_classes = [USER_CLASSES[host.scheme]]
+        self._environment.user_classes = [USER_CLASSES[host.protocol]]
 
     def _prepare_users(self, **_: Any) -> None:
         """Everything slow happens here, before the first user starts."""
@@ -69,12 +71,17 @@ class Session:
         seed = options.seed + runner.worker_index
         try:
             host = parse_host(self._environment.host)
+            access = access_of(host, os.environ)
             rows = read_rows(Path(options.catalogue))
             ClassifierUser.source = PayloadSource(rows, parse_mix(options.mix), seed=seed)
         except UserError as error:
             sys.exit(f"error: {error}")
-        wire_type = USER_CLASSES[host.scheme].wire_type
-        wire = wire_type(host.netloc, timeout_s=options.timeout_s, num_connections=options.max_in_flight)
+        wire = USER_CLASSES[host.protocol].wire_type(
+            host.authority,
+            timeout_s=options.timeout_s,
+            num_connections=options.max_in_flight,
+            access=access,
+        )
         events, timeline = self._environment.events, self._recording.timeline
         caller = Caller(wire, timeline, events.request, max_in_flight=options.max_in_flight)
         self._recording.caller = ClassifierUser.caller = caller

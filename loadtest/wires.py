@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any, Protocol
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import grpc
 import grpc.experimental.gevent
@@ -19,7 +20,11 @@ from geventhttpclient import HTTPClient
 from tritonclient.grpc.service_pb2 import ModelInferResponse
 
 from diptych.errors import UserError
+from diptych_client import InvalidInput
 from diptych_client._answer import Request
+from diptych_client._environment import headers_of, tls_of
+from diptych_client._headers import Headers
+from diptych_client._tls import Tls
 from diptych_client._transports import _grpc_wire, _http_wire
 
 GRPC_METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -53,6 +58,20 @@ class Encoded:
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Access:
+    """What every call of a run has in common. The headers' values may be secrets.
+
+    tls  None: not encrypted
+    """
+
+    tls: Tls | None = None
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+
+
+NO_ACCESS = Access()
+
+
 class Wire(Protocol):
     """One server. Any number of greenlets may send at once."""
 
@@ -76,11 +95,18 @@ class GrpcWire:
     name = "gRPC"
     refusal = "INVALID_ARGUMENT"
 
-    def __init__(self, authority: str, *, timeout_s: float, num_connections: int) -> None:
+    def __init__(
+        self, authority: str, *, timeout_s: float, num_connections: int, access: Access = NO_ACCESS
+    ) -> None:
         # Before the first channel. Not at import: Locust's --processes forks after that.
         grpc.experimental.gevent.init_gevent()
         self._timeout_s = timeout_s
-        self._infer = grpc.insecure_channel(authority, options=GRPC_OPTIONS).unary_unary(GRPC_METHOD)
+        self._metadata = tuple(access.headers.items())
+        if access.tls is None:
+            channel = grpc.insecure_channel(authority, options=GRPC_OPTIONS)
+        else:
+            channel = grpc.secure_channel(authority, access.tls.grpc_credentials(), options=GRPC_OPTIONS)
+        self._infer = channel.unary_unary(GRPC_METHOD)
 
     def encode(self, request: Request) -> Encoded:
         body = _grpc_wire.encode_request(request, self._timeout_s).SerializeToString()
@@ -88,7 +114,7 @@ class GrpcWire:
 
     def send(self, encoded: Encoded) -> bytes:
         try:
-            answer: bytes = self._infer(encoded.body, timeout=self._timeout_s)
+            answer: bytes = self._infer(encoded.body, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise CallFailed(error.code().name, error.details()) from None
         return answer
@@ -105,8 +131,12 @@ class HttpWire:
     name = "HTTP"
     refusal = "400"
 
-    def __init__(self, authority: str, *, timeout_s: float, num_connections: int) -> None:
+    def __init__(
+        self, authority: str, *, timeout_s: float, num_connections: int, access: Access = NO_ACCESS
+    ) -> None:
         self._timeout_s = timeout_s
+        self._headers = access.headers
+        context = access.tls.ssl_context() if access.tls else None
         server = urlsplit(f"//{authority}")
         self._client = HTTPClient(
             server.hostname or "",
@@ -114,6 +144,8 @@ class HttpWire:
             concurrency=num_connections,
             connection_timeout=timeout_s,
             network_timeout=timeout_s,
+            ssl=context is not None,
+            ssl_context_factory=lambda: context,
         )
 
     def encode(self, request: Request) -> Encoded:
@@ -121,7 +153,7 @@ class HttpWire:
         return Encoded(
             request_id=request.request_id,
             target=message.target,
-            headers=dict(message.headers),
+            headers={**dict(message.headers), **self._headers},
             body=message.body,
         )
 
@@ -141,9 +173,33 @@ class HttpWire:
         return len(answer.body)
 
 
-def parse_host(host: str | None) -> SplitResult:
-    """The server's address: its scheme says which protocol is meant."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Host:
+    """protocol  "grpc" or "http" """
+
+    protocol: str
+    is_secure: bool
+    authority: str
+
+
+def parse_host(host: str | None) -> Host:
+    """The server's address: its scheme says which protocol is meant, and whether it is encrypted."""
     parts = urlsplit(host or "")
-    if parts.scheme not in ("grpc", "http") or not parts.hostname or not parts.port:
-        raise UserError(f"--host: found {host!r}; accepted: grpc://ADDRESS:PORT or http://ADDRESS:PORT")
-    return parts
+    protocol = parts.scheme.removesuffix("s")
+    if protocol not in ("grpc", "http") or not parts.hostname or not parts.port:
+        raise UserError(
+            f"--host: found {host!r}; accepted: grpc://ADDRESS:PORT or http://ADDRESS:PORT, "
+            "with TLS grpcs:// or https://"
+        )
+    return Host(protocol=protocol, is_secure=parts.scheme != protocol, authority=parts.netloc)
+
+
+def access_of(host: Host, environment: Mapping[str, str]) -> Access:
+    """Headers and files for TLS, from the environment variables of `diptych-client`. Raises UserError."""
+    try:
+        tls = (tls_of(environment) or Tls()) if host.is_secure else None
+        if tls is not None:
+            tls.ssl_context()  # a broken file is said before the run
+        return Access(tls=tls, headers=dict(Headers(headers_of(environment)).pairs()))
+    except InvalidInput as error:
+        raise UserError(str(error)) from None

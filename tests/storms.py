@@ -25,7 +25,7 @@ import tritonclient.grpc as triton
 from tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
 from traffic import NO_RETRIES, Traffic
 
-from diptych.serving import Server
+from diptych.serving import Server, children
 from diptych_client import Client
 
 NUM_CALLS, CONCURRENCY = 1000, 64
@@ -72,6 +72,7 @@ def tritonclient_asking(server: Server) -> Iterator[Ask]:
 
 
 def main() -> None:
+    children.end_in_order()
     num_storms = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     with tempfile.TemporaryDirectory(prefix="diptych-storms-") as directory:
         repository = build_tiny_repository(Path(directory) / "model_repository")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import signal
 import sys
 import tempfile
 from pathlib import Path
 
 from diptych.errors import UserError
 from diptych.progress import console
+from diptych.serving import children
 from diptych.serving.settings import load_settings
 from loadtest.bench.measure import QUICK, Outcome, Plan, measure_pair
 from loadtest.bench.pairs import ARTICLE, QUICKSTART, make_pair
@@ -25,8 +25,7 @@ RESULTS = Path("loadtest/results")
 
 def main() -> int:
     options = _parse()
-    # As Ctrl-C does: the servers are ended on the way out, those that sleep between rounds too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    children.end_in_order()  # the servers too that sleep between rounds
     plan = dataclasses.replace(QUICK if options.quick else Plan(), target=options.target)
     outcomes: dict[str, Outcome] = {}
     try:

@@ -7,6 +7,7 @@ Usage: python -m loadtest.bench.inprocess WHAT RUN_OR_REPOSITORY ITEMS DURATION_
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -23,6 +24,7 @@ import torch
 from diptych.dataset import to_inputs
 from diptych.preprocessing import Preprocessor, Row
 from diptych.run import load_run
+from diptych.serving import children
 from diptych.tuning.closed_loop import load_items
 from loadtest.peers.artefacts import Artefacts
 
@@ -57,8 +59,12 @@ def run_in_processes(
     """Start them together, add what they did."""
     command = [sys.executable, "-m", "loadtest.bench.inprocess", what, str(source), str(items)]
     command += [str(duration_s), str(batch_size), device]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(num_processes)]
-    results = [json.loads(process.communicate()[0]) for process in started]
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(children.running(command, stdout=subprocess.PIPE, text=True))
+            for _ in range(num_processes)
+        ]
+        results = [json.loads(process.communicate()[0]) for process in started]
     num_items = sum(result["num_items"] for result in results)
     latencies_ms = np.concatenate([result["latencies_ms"] for result in results])
     p50, p95, p99 = np.percentile(latencies_ms, [50, 95, 99]).tolist()

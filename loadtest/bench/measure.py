@@ -15,7 +15,7 @@ from typing import Any
 
 from diptych.errors import UserError
 from diptych.progress import console
-from diptych.serving import Server
+from diptych.serving import Server, children
 from diptych.serving.hardware import num_cores
 from diptych.serving.settings import Settings
 from diptych.tuning.closed_loop import run_load, save_items
@@ -196,7 +196,7 @@ def _run_peer(name: str, repository: Path, device: str) -> Iterator[tuple[subpro
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     command = [sys.executable, "-m", f"loadtest.peers.{name}_app", str(repository), str(port), device]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = children.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(port, process, name)
         yield process, f"http://127.0.0.1:{port}"

@@ -22,6 +22,7 @@ from diptych.data.catalogue import read_split
 from diptych.errors import UserError
 from diptych.export.repository import export
 from diptych.run import Run, load_run
+from diptych.serving import children
 from loadtest.release_show.picture import draw_show
 from loadtest.release_show.show import FIRST, SECOND, Show, run_show
 from loadtest.release_show.traffic import Item
@@ -33,6 +34,7 @@ SHIFT = 0.2
 
 
 def main() -> int:
+    children.end_in_order()
     parser = argparse.ArgumentParser(
         prog="python -m loadtest.release_show",
         description=__doc__,

@@ -18,6 +18,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from diptych.errors import UserError
+from diptych.serving import children
 from loadtest.soak_with_faults.callers import Callers, known_items
 from loadtest.soak_with_faults.faults import Ends, Fault, Faults
 from loadtest.soak_with_faults.gauges import Gauges, Growth, growths
@@ -33,6 +34,7 @@ SETTLE_S = 20.0
 
 
 def main() -> int:
+    children.end_in_order()
     parser = argparse.ArgumentParser(prog="python -m loadtest.soak_with_faults", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--repository", type=Path, default=Path("build/model_repository"))

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from diptych.errors import UserError
-from diptych.serving import leftovers
+from diptych.serving import children, leftovers
 from diptych.serving.ports import Ports
 from diptych.serving.server import LOCALHOST
 from diptych_client import Client, DiptychError, Retries
@@ -43,7 +43,7 @@ class Served:
     def start(self) -> None:
         ports = [f"--{name}-port={getattr(self._ports, name)}" for name in ("http", "grpc", "metrics")]
         command = [sys.executable, "-m", "diptych.cli", "serve", str(self._repository), *ports]
-        self.process = subprocess.Popen(
+        self.process = children.start(
             # The soak asks for more faults in a row than anybody would put up with.
             [*command, "--max-restarts=1000"],
             stdin=subprocess.DEVNULL,

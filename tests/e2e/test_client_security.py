@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from diptych.serving.probe import greets
 from diptych.serving.tls import ServerTls
 from diptych_client import AsyncClient, Client, ConnectionFailed, InvalidInput, Tls
 
+ROOT = Path(__file__).parents[2]
 KEY = "the-key-of-this-deployment"
 HEADER = "triton-grpc-protocol-x-api-key"  # as Triton names what --grpc-restricted-protocol calls x-api-key
 
@@ -124,3 +129,39 @@ def test_health_without_the_key_is_seen_by_an_inference_alone(url: str, tls: Tls
     with Client(url, tls=tls) as client:
         assert client.health().is_healthy
         assert isinstance(client.health(deep=True).error, InvalidInput)
+
+
+# A load test's call, with what the environment says of certificates and headers.
+CALL = """
+import os, sys
+import locust
+from diptych_client._answer import Request
+from loadtest.wires import CallFailed, GrpcWire, access_of, parse_host
+host = parse_host(sys.argv[1])
+wire = GrpcWire(host.authority, timeout_s=30, num_connections=1, access=access_of(host, os.environ))
+encoded = wire.encode(Request(text=b"a red cat"))
+try:
+    print(wire.check(encoded, wire.send(encoded)) > 0)
+except CallFailed as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "said"), [(KEY, "True"), ("wrong", f"UNAVAILABLE: .*expecting header '{HEADER}'")]
+)
+def test_a_load_test_takes_certificates_and_headers_from_the_environment(
+    url: str, certificates: Path, key: str, said: str
+) -> None:
+    environment = {
+        **os.environ,
+        "DIPTYCH_CA_FILE": str(certificates / "ca.pem"),
+        "DIPTYCH_CERTIFICATE_FILE": str(certificates / "client.pem"),
+        "DIPTYCH_KEY_FILE": str(certificates / "client.key"),
+        "DIPTYCH_HEADERS": f"{HEADER}={key}",
+    }
+    command = [sys.executable, "-c", CALL, url]
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert re.fullmatch(said, done.stdout.strip()), done.stdout + done.stderr

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from certificates import make_certificates
+from loadtest.__main__ import parse
 
 from diptych.run import Run
 from diptych.serving import Server
@@ -160,7 +168,7 @@ def test_a_breach_fails_the_run_and_says_which_objective_was_found_at_what(serve
         tmp_path,
         catalogue,
         slo,
-        *("--url", server.http_url, "--protocol", "http", "--users", 60, "--duration-s", 4, "--settle-s", 1),
+        *("--url", server.http_url, "--users", 60, "--duration-s", 4, "--settle-s", 1),
         *("--max-in-flight", 1),  # far too few for 60 calls a second
     )
     output = finish(load)
@@ -173,6 +181,7 @@ def test_a_breach_fails_the_run_and_says_which_objective_was_found_at_what(serve
     assert re.search(r"generator: .* at its limit .* \d+ arrivals missed because --max-in-flight", output)
     summary = read_summary(tmp_path)
     assert len(summary["breaches"]) == 3
+    assert {row["Type"] for row in read_requests(tmp_path).values()} == {"HTTP", ""}
     assert summary["phases"][0]["num_missed"] > 0
     failures = int(read_requests(tmp_path)["Aggregated"]["Failure Count"])
     assert failures >= summary["phases"][0]["num_missed"]
@@ -256,3 +265,108 @@ def test_what_is_wrong_with_the_arguments_is_said_before_the_run(catalogue, slo,
     output = finish(load)
     assert load.returncode == 1
     assert "error: --host: found 'ftp://127.0.0.1:21'; accepted: grpc://ADDRESS:PORT" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "protocol"),
+    [
+        ([], "grpc"),
+        (["--protocol", "http"], "http"),
+        (["--url", "http://a:1"], "http"),
+        (["--url", "https://a:1"], "http"),
+        (["--url", "grpcs://a:1"], "grpc"),
+        (["--url", "http://a:1", "--protocol", "http"], "http"),
+    ],
+)
+def test_results_are_stored_under_the_protocol_that_the_address_names(arguments, protocol):
+    options, _ = parse(arguments)
+    assert options.results.name == f"constant-poisson-{protocol}"
+
+
+def test_an_address_and_a_protocol_that_disagree_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--url", "http://a:1", "--protocol", "grpc"])
+    assert "--protocol grpc: --url http://a:1 says http" in capsys.readouterr().err
+
+
+# What came back over HTTP, with what the environment says of certificates and headers.
+CALL_SECURE = """
+import os, sys
+import locust
+from diptych_client._answer import Request
+from loadtest.wires import CallFailed, HttpWire, access_of, parse_host
+host = parse_host(sys.argv[1])
+wire = HttpWire(host.authority, timeout_s=30, num_connections=1, access=access_of(host, os.environ))
+try:
+    wire.send(wire.encode(Request(text=b"a leaf")))
+except CallFailed as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def refusing(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """An HTTPS server that answers with the header that it got, and its certificates."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = str(self.headers["X-Team"]).encode()
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    certificates = make_certificates(tmp_path / "certificates")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as https:
+        https.socket = context.wrap_socket(https.socket, server_side=True)
+        thread = threading.Thread(target=https.serve_forever)
+        thread.start()
+        yield f"https://localhost:{https.server_port}", certificates
+        https.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("authority", "said"), [("ca.pem", "403: red"), ("stranger.pem", "SSL.*: .*certificate verify failed.*")]
+)
+def test_https_checks_the_certificate_and_sends_the_headers(refusing, authority, said):
+    url, certificates = refusing
+    environment = {
+        **os.environ,
+        "DIPTYCH_CA_FILE": str(certificates / authority),
+        "DIPTYCH_HEADERS": "x-team=red",
+    }
+    command = [sys.executable, "-c", CALL_SECURE, url]
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert re.fullmatch(said, done.stdout.strip()), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_load_test_that_is_ended_leaves_no_process_behind(
+    exported_repository, server, catalogue, slo, tmp_path, signum
+):
+    """Locust's workers, tritonserver and the model processes: nobody else would end them."""
+    target = ("--url", server.http_url) if signum == signal.SIGKILL else ("--repository", exported_repository)
+    load = start_load(tmp_path, catalogue, slo, *target, "--workers", 2, "--duration-s", 600)
+    try:
+        assert any("All users spawned" in line for line in load.stdout)
+        started = psutil.Process(load.pid).children(recursive=True)
+        assert len(started) >= (3 if signum == signal.SIGKILL else 7)
+        load.send_signal(signum)
+        _, alive = psutil.wait_procs(started, timeout=END_TIMEOUT_S)
+        assert [" ".join(process.cmdline()) for process in alive] == []
+        finish(load)
+        assert load.returncode == (-signal.SIGKILL if signum == signal.SIGKILL else 128 + signum)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(load.pid, signal.SIGKILL)

@@ -13,6 +13,7 @@ from rich.markup import escape
 from diptych.errors import UserError
 from diptych.progress import console
 from diptych.release.cli import release_app
+from diptych.serving import children
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Make the catalogues of items that runs are trained on.")
@@ -42,6 +43,7 @@ PlotOption = Annotated[Optional[Path], typer.Option(help="Draw it into this PNG.
 
 def main() -> None:
     """Entry point. What the user can put right is one message and status 1, never a traceback."""
+    children.end_in_order()
     warnings.simplefilter("ignore", FutureWarning)  # libraries about one another; tests see them as errors
     try:
         app()

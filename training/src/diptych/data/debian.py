@@ -96,11 +96,15 @@ def _run_with_progress(
         subprocess.Popen(command, cwd=directory, stdout=subprocess.DEVNULL, stderr=errors) as process,
     ):
         num_seen = 0
-        while process.poll() is None:
-            num_now = sum(file.stat().st_size for file in directory.glob("*.deb"))
-            advance(num_now - num_seen)
-            num_seen = num_now
-            time.sleep(POLL_S)
+        try:
+            while process.poll() is None:
+                num_now = sum(file.stat().st_size for file in directory.glob("*.deb"))
+                advance(num_now - num_seen)
+                num_seen = num_now
+                time.sleep(POLL_S)
+        except BaseException:
+            process.terminate()
+            raise
         if process.returncode:
             errors.seek(0)
             raise PackagesUnavailable(_last_line(errors.read()))
