@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -50,6 +51,8 @@ class Session:
             gevent.spawn(self._recording.watch_generator)
             environment.events.test_start.add_listener(self._prepare_users)
         if not isinstance(environment.runner, WorkerRunner):
+            # During a shape Locust has no handler of its own, and would leave its workers behind.
+            signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
             self._choose_users()
             self._shape.is_idle = self._recording.is_idle
             environment.events.quitting.add_listener(self._conclude)

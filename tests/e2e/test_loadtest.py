@@ -365,7 +365,7 @@ def test_a_load_test_that_is_ended_leaves_no_process_behind(
         load.send_signal(signum)
         _, alive = psutil.wait_procs(started, timeout=END_TIMEOUT_S)
         assert [" ".join(process.cmdline()) for process in alive] == []
-        finish(load)
+        assert "Didn't get heartbeat from master" not in finish(load)  # they were told to end
         assert load.returncode == (-signal.SIGKILL if signum == signal.SIGKILL else 128 + signum)
     finally:
         with contextlib.suppress(ProcessLookupError):
