@@ -118,6 +118,7 @@ def test_items_are_counted_by_what_they_hold_and_by_what_becomes_of_them(counted
     assert {reason: growth("diptych_rejected_inputs_total", reason) for reason in REASONS} == {
         reason: [refused for *_, refused in REFUSED].count(reason) for reason in REASONS
     }
+    assert growth("diptych_rejected_requests_total") == len(REFUSED)
     assert growth("diptych_decoded_pixels_total") == 40 * 30 + 20 * 10
     assert growth("diptych_tokens_total") == 4 + 3
     assert growth("diptych_absent_inputs_total", "image") == 1
