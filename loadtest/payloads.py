@@ -15,9 +15,9 @@ from pathlib import Path
 from diptych.errors import UserError
 from diptych_client._answer import Request
 
-BOTH, PICTURE, WORDS, CORRUPT = "both", "picture", "words", "corrupt"
-KINDS = (BOTH, PICTURE, WORDS, CORRUPT)
-DEFAULT_MIX = "both=70 picture=15 words=10 corrupt=5"
+BOTH, IMAGE, TEXT, CORRUPT = "both", "image", "text", "corrupt"
+KINDS = (BOTH, IMAGE, TEXT, CORRUPT)
+DEFAULT_MIX = "both=70 image=15 text=10 corrupt=5"
 # Pictures are held in memory, and more of them would not make the load any more real.
 MAX_ROWS = 1000
 
@@ -43,7 +43,7 @@ class Row:
 
 
 def parse_mix(text: str) -> dict[str, float]:
-    """`both=70 picture=15 words=10 corrupt=5`: what share of the calls is of which kind; any scale."""
+    """`both=70 image=15 text=10 corrupt=5`: what share of the calls is of which kind; any scale."""
     mix = {}
     for part in re.split(r"[,\s]+", text.strip()):
         kind, _, weight = part.partition("=")
@@ -89,7 +89,7 @@ class PayloadSource:
         self._with_image = [row for row in rows if row.image]
         self._with_words = [row for row in rows if row.words]
         self._complete = [row for row in rows if row.image and row.words]
-        needed = {BOTH: self._complete, PICTURE: self._with_image, WORDS: self._with_words}
+        needed = {BOTH: self._complete, IMAGE: self._with_image, TEXT: self._with_words}
         for kind, candidates in needed.items():
             if mix.get(kind) and not candidates:
                 raise UserError(f"--mix: {kind} is asked for, but the catalogue has no such row")
@@ -103,7 +103,7 @@ class PayloadSource:
             return Payload(kind=kind, request=next(self._corruptions)())
         if kind == BOTH:
             row = self._random.choice(self._complete)
-        elif kind == PICTURE:
+        elif kind == IMAGE:
             row = Row(image=self._random.choice(self._with_image).image, words=b"")
         else:
             row = Row(image=b"", words=self._random.choice(self._with_words).words)

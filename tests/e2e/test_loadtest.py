@@ -65,7 +65,7 @@ import gevent
 import locust
 from locust.event import EventHook
 from loadtest.caller import Caller
-from loadtest.payloads import WORDS, Payload
+from loadtest.payloads import TEXT, Payload
 from loadtest.timeline import Timeline
 from loadtest.wires import GrpcWire
 from diptych_client._answer import Request
@@ -74,7 +74,7 @@ event, timeline = EventHook(), Timeline()
 event.add_listener(lambda response_time, **_: print(response_time))
 wire = GrpcWire(sys.argv[1], timeout_s=30, num_connections=1)
 caller = Caller(wire, timeline, event, max_in_flight=1)
-caller.start(caller.prepare(Payload(kind=WORDS, request=Request(text=b"a leaf"))), time.monotonic() - 1)
+caller.start(caller.prepare(Payload(kind=TEXT, request=Request(text=b"a leaf"))), time.monotonic() - 1)
 while caller.num_in_flight:
     gevent.sleep(0.01)
 print(sum(second["late"] for second in timeline.take()))
@@ -146,13 +146,13 @@ def test_two_workers_share_a_load_of_all_kinds_and_corrupt_inputs_fail_cleanly(
         catalogue,
         slo,
         *("--url", server.grpc_url, "--workers", 2, "--users", 40, "--duration-s", 5, "--settle-s", 1),
-        *("--mix", "both=2 picture=1 words=1 corrupt=2"),
+        *("--mix", "both=2 image=1 text=1 corrupt=2"),
     )
     output = finish(load)
     assert load.returncode == 0, output
     assert len(re.findall(r"\(index [01]\) reported as ready", output)) == 2
     requests = read_requests(tmp_path)
-    assert {"both", "picture", "words", "corrupt"} < requests.keys()
+    assert {"both", "image", "text", "corrupt"} < requests.keys()
     assert int(requests["corrupt"]["Request Count"]) > 10
     assert int(requests["Aggregated"]["Failure Count"]) == 0
     (phase,) = read_summary(tmp_path)["phases"]

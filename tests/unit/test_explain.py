@@ -40,21 +40,21 @@ def test_a_shift_is_what_a_modality_adds_to_the_other(tiny_run: Run, blue_pictur
     explanation = explain(tiny_run, blue_picture, "a lamp and a fire number 7")
     answers, shifts = explanation.answers, explanation.shifts
     for label in tiny_run.labels:
-        assert shifts["picture"][label] == answers["both"][label] - answers["text_only"][label]
-        assert shifts["words"][label] == answers["both"][label] - answers["image_only"][label]
-    assert sum(shifts["picture"].values()) == pytest.approx(0, abs=1e-5)
+        assert shifts["image"][label] == answers["both"][label] - answers["text_only"][label]
+        assert shifts["text"][label] == answers["both"][label] - answers["image_only"][label]
+    assert sum(shifts["image"].values()) == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("both", "image_only", "text_only", "verdict"),
     [
-        (0.9, 0.8, 0.2, "The picture decided: alone it says cat, while the words alone say dog (80%)."),
-        (0.9, 0.3, 0.8, "The words decided: alone they say cat, while the picture alone says dog (70%)."),
-        (0.9, 0.6, 0.8, "Either alone says cat; the words count for more."),
-        (0.9, 0.8, 0.6, "Either alone says cat; the picture counts for more."),
+        (0.9, 0.8, 0.2, "The image decided: alone it says cat, while the text alone says dog (80%)."),
+        (0.9, 0.3, 0.8, "The text decided: alone it says cat, while the image alone says dog (70%)."),
+        (0.9, 0.6, 0.8, "Either alone says cat; the text counts for more."),
+        (0.9, 0.8, 0.6, "Either alone says cat; the image counts for more."),
         (0.9, 0.8, 0.8, "Either alone says cat; neither counts for more."),
-        (0.6, 0.4, 0.3, "Only together do they say cat: the picture alone says dog (60%), "
-                        "the words alone say dog (70%)."),
+        (0.6, 0.4, 0.3, "Only both together say cat: the image alone says dog (60%), "
+                        "the text alone says dog (70%)."),
     ],
 )  # fmt: skip
 def test_the_verdict_says_which_modality_decided(
@@ -67,8 +67,8 @@ def test_with_one_modality_there_is_nothing_to_compare(tiny_run: Run, blue_pictu
     picture = explain(tiny_run, blue_picture, " ")
     assert list(picture.answers) == ["image_only"]
     assert picture.shifts == picture.distances == {}
-    assert "Only the picture was given" in describe(picture)
-    assert "Only the words were given" in explain(tiny_run, b"", "snow and ice").verdict
+    assert "The item has an image only, and that says" in describe(picture)
+    assert "The item has a text only, and that says" in explain(tiny_run, b"", "snow and ice").verdict
 
 
 def test_an_item_with_nothing_is_refused(tiny_run: Run) -> None:
@@ -79,7 +79,7 @@ def test_an_item_with_nothing_is_refused(tiny_run: Run) -> None:
 def test_the_table_has_a_row_for_every_likely_label(tiny_run: Run, blue_picture: bytes) -> None:
     explanation = explain(tiny_run, blue_picture, "a lamp and a fire number 7")
     head, *rows = describe(explanation).split("\n")
-    assert head.split("  ")[-1] == "words bring"
+    assert head.split("  ")[-1] == "text brings"
     assert {row.split()[0] for row in rows[:3]} == set(tiny_run.labels)
     assert rows[0].split()[0] == explanation.label
     assert len(set(map(len, [head, *rows[:3]]))) == 1

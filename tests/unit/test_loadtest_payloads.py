@@ -19,19 +19,19 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
 
 
 def test_the_calls_follow_the_mix(rows):
-    source = PayloadSource(rows, parse_mix("both=50, picture=20 words=20 corrupt=10"), seed=0)
+    source = PayloadSource(rows, parse_mix("both=50, image=20 text=20 corrupt=10"), seed=0)
     payloads = [source.draw() for _ in range(2000)]
     counts = collections.Counter(payload.kind for payload in payloads)
     assert counts == {
         "both": pytest.approx(1000, abs=100),
-        "picture": pytest.approx(400, abs=80),
-        "words": pytest.approx(400, abs=80),
+        "image": pytest.approx(400, abs=80),
+        "text": pytest.approx(400, abs=80),
         "corrupt": pytest.approx(200, abs=60),
     }
     for payload in payloads:
         if payload.kind != "corrupt":
-            assert bool(payload.request.image) == (payload.kind in ("both", "picture"))
-            assert bool(payload.request.text) == (payload.kind in ("both", "words"))
+            assert bool(payload.request.image) == (payload.kind in ("both", "image"))
+            assert bool(payload.request.text) == (payload.kind in ("both", "text"))
         assert payload.must_be_refused == (payload.kind == "corrupt")
 
 
@@ -61,13 +61,13 @@ def test_the_same_seed_sends_the_same_rows_in_the_same_order(rows):
 
 @pytest.mark.parametrize("text", ["both", "both=x", "bothh=3", "both=-1", ""])
 def test_a_mix_that_cannot_be_read_is_refused_with_what_is_accepted(text):
-    with pytest.raises(UserError, match=r"--mix: found .*; accepted: KIND=WEIGHT, KIND one of both, picture"):
+    with pytest.raises(UserError, match=r"--mix: found .*; accepted: KIND=WEIGHT, KIND one of both, image"):
         parse_mix(text)
 
 
 def test_a_mix_of_nothing_is_refused():
     with pytest.raises(UserError, match="at least one weight must be above 0"):
-        parse_mix("both=0 words=0")
+        parse_mix("both=0 text=0")
 
 
 def test_a_catalogue_without_pictures_is_refused_where_the_mix_asks_for_them(tmp_path):

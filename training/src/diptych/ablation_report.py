@@ -24,7 +24,7 @@ def score_table(results: Results, baselines: Mapping[str, Mapping[str, Any]]) ->
     """Mean and spread over seeds: accuracy, macro-F1 in brackets."""
     title = "Test accuracy (macro-F1), mean ± standard deviation over seeds"
     table = Table(title=title, title_justify="left")
-    for column in ("variant", "both", "picture only", "words only"):
+    for column in ("variant", "both", "image only", "text only"):
         table.add_column(column, no_wrap=True)
     for name, trials in results.items():
         cells = (

@@ -23,8 +23,8 @@ NUM_ITEMS = 11
 QUESTIONS = {
     "both, gRPC": ("grpc", True, True),
     "both, HTTP": ("http", True, True),
-    "picture only": ("grpc", True, False),
-    "words only": ("http", False, True),
+    "image only": ("grpc", True, False),
+    "text only": ("http", False, True),
 }
 
 
@@ -75,7 +75,7 @@ def ask(client: Client, item: Item, image: bool, text: bool) -> Answer:
 def draw_table(items: Sequence[Item], rows: Sequence[Sequence[Answer]]) -> Table:
     """Answers beside the truth; right ones green."""
     table = Table(title="Held-out items, answered by tritonserver", title_justify="left")
-    table.add_column("words", no_wrap=True, overflow="ellipsis", max_width=24)
+    table.add_column("text", no_wrap=True, overflow="ellipsis", max_width=24)
     for column in ("truth", *QUESTIONS):
         table.add_column(column, no_wrap=True)
     for item, answers in zip(items, rows, strict=True):

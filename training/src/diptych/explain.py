@@ -1,8 +1,8 @@
 """Which modality decided: the answer to one item, and to what is left when either is taken away.
 
-Absence is a vector that the model has learned, so an answer to the picture alone is an answer that it was
-trained to give. What it says to neither was never trained and is not asked; so shifts are differences
-between real answers, not Shapley values.
+The model has learned a vector that stands for a missing image or text, so it was trained to answer an image
+alone. It was never trained to answer neither, so that is not asked: shifts are differences between real
+answers, not Shapley values.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from diptych.predict import CONDITION_NAMES, CONDITIONS, predict_inputs, read_it
 from diptych.run import Run
 
 # condition -> the modality whose absence it shows
-TAKEN_AWAY = {"text_only": "picture", "image_only": "words"}
-BRINGS = {"picture": "picture brings", "words": "words bring"}
+TAKEN_AWAY = {"text_only": "image", "image_only": "text"}
+BRINGS = {"image": "image brings", "text": "text brings"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,21 +59,20 @@ class Explanation:
     def verdict(self) -> str:
         """Which modality decided, in a sentence."""
         if len(self.answers) == 1:
-            given = "picture was" if "image_only" in self.answers else "words were"
-            return f"Only the {given} given, so nothing else had a say: {_say(self._whole)}."
-        picture, words = _say(self.answers["image_only"]), _say(self.answers["text_only"])
-        picture_agrees, words_agree = (
+            given = "an image" if "image_only" in self.answers else "a text"
+            return f"The item has {given} only, and that says {_say(self._whole)}."
+        image, text = _say(self.answers["image_only"]), _say(self.answers["text_only"])
+        image_agrees, text_agrees = (
             _top(self.answers[name]) == self.label for name in ("image_only", "text_only")
         )
-        if picture_agrees and words_agree:
+        if image_agrees and text_agrees:
             return f"Either alone says {self.label}; {self._what_counts_more()}."
-        if picture_agrees:
-            return f"The picture decided: alone it says {self.label}, while the words alone say {words}."
-        if words_agree:
-            return f"The words decided: alone they say {self.label}, while the picture alone says {picture}."
+        if image_agrees:
+            return f"The image decided: alone it says {self.label}, while the text alone says {text}."
+        if text_agrees:
+            return f"The text decided: alone it says {self.label}, while the image alone says {image}."
         return (
-            f"Only together do they say {self.label}: the picture alone says {picture}, "
-            f"the words alone say {words}."
+            f"Only both together say {self.label}: the image alone says {image}, the text alone says {text}."
         )
 
     @property
@@ -81,11 +80,10 @@ class Explanation:
         return next(iter(self.answers.values()))
 
     def _what_counts_more(self) -> str:
-        picture, words = (self.shifts[name][self.label] for name in ("picture", "words"))
-        if abs(picture - words) < 0.01:
+        image, text = (self.shifts[name][self.label] for name in ("image", "text"))
+        if abs(image - text) < 0.01:
             return "neither counts for more"
-        more = "picture" if picture > words else "words"
-        return f"the {more} {'counts' if more == 'picture' else 'count'} for more"
+        return f"the {'image' if image > text else 'text'} counts for more"
 
 
 def explain(run: Run, image: bytes, text: str) -> Explanation:

@@ -17,7 +17,7 @@ from diptych.run import Run
 
 # name of the condition -> which modalities the model is shown
 CONDITIONS = {"both": (True, True), "image_only": (True, False), "text_only": (False, True)}
-CONDITION_NAMES = {"both": "both", "image_only": "picture only", "text_only": "words only"}
+CONDITION_NAMES = {"both": "both", "image_only": "image only", "text_only": "text only"}
 
 
 class Answers(NamedTuple):
