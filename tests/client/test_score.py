@@ -173,3 +173,50 @@ def test_images_in_a_parquet_column_are_sent_as_they_are(tmp_path: Path):
     with fake.client() as client:
         score_table(client, tmp_path / "items.parquet", tmp_path / "scores.parquet", concurrency=1)
     assert [request.image for request in fake.requests] == [b"one", b"two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('description,id\na,1\n"12 inch ruler,2\n' + "b,3\n" * 50, 3),  # never closed
+        ('description,id\na,1\n"12 inch ruler,2\nb,3\n"c",4\n', 3),  # closed by the next one that opens
+        ('description,id\n"two\nlines",1\n"He said "hi" to me",2\n', 4),
+    ],
+)
+def test_broken_quotes_are_refused_with_their_line_because_they_would_swallow_rows(
+    content: str, line: int, tmp_path: Path
+):
+    table = tmp_path / "items.csv"
+    table.write_text(content, "utf-8")
+    fake = FakeServer(LABELS)
+    with (
+        fake.client() as client,
+        pytest.raises(InvalidInput, match=f"the row that begins in line {line} has broken quotes"),
+    ):
+        score_table(client, table, tmp_path / "scores.parquet")
+    assert fake.requests == []
+
+
+def test_a_huge_cell_is_read(tmp_path: Path):
+    table, out = tmp_path / "items.csv", tmp_path / "scores.parquet"
+    table.write_text(f"description,notes\napple,{'x' * 200_000}\npear,\n", "utf-8")
+    with FakeServer(LABELS).client() as client:
+        assert score_table(client, table, out).num_scored == 2
+    assert len(pq.read_table(out)["notes"][0].as_py()) == 200_000
+
+
+def test_a_parquet_file_that_breaks_in_between_keeps_what_was_scored(tmp_path: Path):
+    table, out = tmp_path / "items.parquet", tmp_path / "scores.parquet"
+    rows = pa.table({"description": [f"apple {number} {os.urandom(500).hex()}" for number in range(64)]})
+    pq.write_table(rows, table, row_group_size=16, compression="none", use_dictionary=False)
+    whole = table.read_bytes()
+    at = pq.ParquetFile(table).metadata.row_group(2).column(0).data_page_offset
+    table.write_bytes(whole[:at] + b"\xff" * 64 + whole[at + 64 :])
+    with (
+        FakeServer(LABELS).client() as client,
+        pytest.raises(
+            InvalidInput, match=r"^table: found .*items\.parquet: .*; accepted: a readable CSV or Parq"
+        ),
+    ):
+        score_table(client, table, out, rows_per_checkpoint=8, concurrency=1)
+    assert list(tmp_path.glob("scores.parquet.parts/*.parquet"))

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from diptych_client._answer import Answer
 from diptych_client._errors import DiptychError, InvalidInput, ServerFault
 from diptych_client._score._checkpoints import Checkpoints, only_job
-from diptych_client._score._table import Row, Table, open_table
+from diptych_client._score._table import Row, Table, open_table, rows_of
 
 if TYPE_CHECKING:
     from diptych_client._client import Client
@@ -82,7 +82,8 @@ def score_table(
     with only_job(out):
         checkpoints = Checkpoints(out, schema, _describe_job(table_path, schema))
         on_progress(checkpoints.num_done, table.num_rows)
-        with contextlib.closing(_ask(client, table, checkpoints.num_done, concurrency)) as scored:
+        rows = rows_of(table, table_path, after=checkpoints.num_done)
+        with contextlib.closing(_ask(client, rows, concurrency)) as scored:
             while checkpoints.num_done < table.num_rows:
                 some = itertools.islice(scored, rows_per_checkpoint)
                 num_taken = _take(some, checkpoints, labels, table.num_rows, can_skip, on_progress)
@@ -146,9 +147,9 @@ def _other_labels(answer: Answer, labels: tuple[str, ...]) -> InvalidInput:
     return InvalidInput.refusing("--out", found, f"those that the job began with: {', '.join(labels)}")
 
 
-def _ask(client: Client, table: Table, num_done: int, concurrency: int) -> Generator[Scored, None, None]:
-    """Each row not yet done, with its outcome."""
-    rows, asked = itertools.tee(table.rows(after=num_done))
+def _ask(client: Client, rows: Iterator[Row], concurrency: int) -> Generator[Scored, None, None]:
+    """Each row with its outcome."""
+    rows, asked = itertools.tee(rows)
     with contextlib.closing(client.classify_many(asked, concurrency=concurrency)) as outcomes:
         for row, outcome in zip(rows, outcomes, strict=False):
             # A row that could not be read has neither image nor text, so the server was not asked about it.

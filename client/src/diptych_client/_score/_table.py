@@ -9,17 +9,18 @@ import csv
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diptych_client._errors import InvalidInput
 
-PATH, PICTURE, TEXT = "image_path", "image", "description"
-ACCEPTED_COLUMNS = f"one or more of {PATH}, {PICTURE} (Parquet only) and {TEXT}"
-ROWS_AT_ONCE = 16  # of pictures, which may be of some MB
-# Else pyarrow reads the pictures of a whole group of rows at once, which is often the whole file.
+PATH, IMAGE, TEXT = "image_path", "image", "description"
+ACCEPTED_COLUMNS = f"one or more of {PATH}, {IMAGE} (Parquet only) and {TEXT}"
+MAX_CELL_CHARACTERS = 2**24
+ROWS_AT_ONCE = 16  # of images, which may have some MB each
+# Else pyarrow reads the images of a whole group of rows at once, which is often the whole file.
 ONE_PAGE_AT_A_TIME = {"pre_buffer": False, "buffer_size": 2**20}
 
 
@@ -28,9 +29,9 @@ class Row:
     """One row of the table.
 
     number  1 for the first
-    image   a path, or an encoded file's bytes; None for no picture
-    text    None for no words
-    kept    every cell but the picture's bytes, by column
+    image   a path, or an encoded file's bytes; None for no image
+    text    None for no text
+    kept    every cell but the image's bytes, by column
     error   why the row cannot be asked about, where it cannot even be read
     """
 
@@ -45,12 +46,12 @@ class Table(Protocol):
     """
     num_rows      counted when the table is opened
     kept          the columns that rows keep
-    has_pictures  whether there is a column of pictures beside them
+    has_images  whether there is a column of images beside them
     """
 
     num_rows: int
     kept: pa.Schema
-    has_pictures: bool
+    has_images: bool
 
     def rows(self, *, after: int) -> Iterator[Row]:
         """All rows but the first `after`."""
@@ -65,18 +66,34 @@ def open_table(path: Path) -> Table:
         raise InvalidInput.refusing("table", str(path), "a file that ends in .csv or .parquet")
     try:
         table = kind(path)
-    except (OSError, csv.Error, pa.ArrowException) as error:
-        raise InvalidInput.refusing("table", f"{path}: {error}", "a readable CSV or Parquet file") from None
-    if not table.has_pictures and not {PATH, TEXT}.intersection(table.kept.names):
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (csv.Error, pa.ArrowException) as error:
+        raise _unreadable(path, error) from None
+    if not table.has_images and not {PATH, TEXT}.intersection(table.kept.names):
         found = f"{path} with the columns {', '.join(table.kept.names) or '(none)'}"
         raise InvalidInput.refusing("table", found, ACCEPTED_COLUMNS)
     return table
 
 
+def rows_of(table: Table, path: Path, *, after: int) -> Iterator[Row]:
+    """All rows but the first `after`. Raises InvalidInput for a table that breaks in between."""
+    try:
+        yield from table.rows(after=after)
+    except (csv.Error, pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the machine's; pyarrow raises others for damaged files
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> InvalidInput:
+    return InvalidInput.refusing("table", f"{path}: {error}", "a readable CSV or Parquet file")
+
+
 class CsvTable:
     """UTF-8, with a header. Every cell is text; an empty one is absent."""
 
-    has_pictures = False
+    has_images = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -113,25 +130,40 @@ class CsvTable:
     def _lines(self) -> Iterator[tuple[int, list[str]]]:
         """The header as number 0, then each row that is not blank."""
         with self._path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            lines = (cells for cells in csv.reader(file) if cells)
-            yield from enumerate(lines)
+            yield from enumerate(cells for cells in _rows_of(file) if cells)
+
+
+def _rows_of(file: TextIO) -> Iterator[list[str]]:
+    """The cells of each row. Raises csv.Error with the line where the trouble begins: a quote that is never
+    closed would else take the rows behind it into its cell, and they would be lost without a word."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL_CHARACTERS))
+    reader = csv.reader(file, strict=True)
+    while True:
+        first_line = reader.line_num + 1
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            message = f"the row that begins in line {first_line} has broken quotes or a huge cell ({error})"
+            raise csv.Error(message) from None
 
 
 class ParquetTable:
-    """Pictures by path, or in a column `image`: bytes, or the struct that Hugging Face datasets writes."""
+    """Images by path, or in a column `image`: bytes, or the struct that Hugging Face datasets writes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with self._open() as file:
             self.num_rows = file.metadata.num_rows
             schema = file.schema_arrow
-        picture = schema.field(PICTURE).type if PICTURE in schema.names else pa.binary()
-        self._is_struct = pa.types.is_struct(picture)
-        if not self._is_struct and not pa.types.is_binary(picture) and not pa.types.is_large_binary(picture):
-            found = f"{path}: column {PICTURE!r} of {picture}"
+        image = schema.field(IMAGE).type if IMAGE in schema.names else pa.binary()
+        self._is_struct = pa.types.is_struct(image)
+        if not self._is_struct and not pa.types.is_binary(image) and not pa.types.is_large_binary(image):
+            found = f"{path}: column {IMAGE!r} of {image}"
             raise InvalidInput.refusing("table", found, "bytes, or a struct with a field `bytes`")
-        self.has_pictures = PICTURE in schema.names
-        self.kept = pa.schema([field for field in schema if field.name != PICTURE])
+        self.has_images = IMAGE in schema.names
+        self.kept = pa.schema([field for field in schema if field.name != IMAGE])
 
     def rows(self, *, after: int) -> Iterator[Row]:
         with self._open() as file:
@@ -143,14 +175,14 @@ class ParquetTable:
                         yield self._row(number, cells)
 
     def _row(self, number: int, cells: dict[str, Any]) -> Row:
-        picture = cells.pop(PICTURE, None)
+        image = cells.pop(IMAGE, None)
         path = cells.get(PATH)
-        if self._is_struct and picture is not None:
-            path = path or picture.get("path")
-            picture = picture.get("bytes")
+        if self._is_struct and image is not None:
+            path = path or image.get("path")
+            image = image.get("bytes")
         if path and not isinstance(path, str):
             return Row(number, error=InvalidInput.refusing(PATH, type(path).__name__, "text"))
-        return Row(number, picture or (self._path.parent / path if path else None), cells.get(TEXT), cells)
+        return Row(number, image or (self._path.parent / path if path else None), cells.get(TEXT), cells)
 
     def _groups_from(self, file: pq.ParquetFile, after: int) -> tuple[list[int], int]:
         """The groups of rows to read, and how many rows lie before them."""
