@@ -87,7 +87,9 @@ def rows_of(table: Table, path: Path, *, after: int) -> Iterator[Row]:
 
 
 def _unreadable(path: Path, error: Exception) -> InvalidInput:
-    return InvalidInput.refusing("table", f"{path}: {error}", "a readable CSV or Parquet file")
+    return InvalidInput.refusing(
+        "table", f"{path}: {' '.join(str(error).split())}", "a readable CSV or Parquet file"
+    )
 
 
 class CsvTable:
