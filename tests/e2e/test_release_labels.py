@@ -14,7 +14,7 @@ from releasing import contents, run_command
 
 from diptych.errors import UserError
 from diptych.export.repository import export
-from diptych.release.activation import activate, activate_files
+from diptych.release.activation import activate
 from diptych.release.control import Control
 from diptych.release.repository import previous_version
 from diptych.run import Run
@@ -68,7 +68,7 @@ def test_a_version_with_other_labels_serves_only_by_name_and_each_answer_has_its
 def test_without_a_server_other_labels_need_the_flag_too(relabelled: Path, tmp_path: Path) -> None:
     repository = shutil.copytree(relabelled, tmp_path / "model_repository")
     with pytest.raises(UserError, match="--allow-new-labels"):
-        activate_files(repository, 2)
+        activate(repository, 2)
     activated = run_command("activate", repository, "--allow-new-labels")
     assert "other labels than before: it adds frozen; lacks cold" in activated
     assert "3: adds cold" in re.sub(r"\s+", " ", run_command("list", repository))

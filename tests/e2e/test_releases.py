@@ -15,7 +15,7 @@ from raw_wire import Item
 from releasing import run_command
 
 from diptych.errors import UserError
-from diptych.release.activation import activate, activate_files
+from diptych.release.activation import activate
 from diptych.release.control import Control
 from diptych.release.lock import only_one
 from diptych.release.repository import (
@@ -100,8 +100,8 @@ def test_pruning_keeps_what_serves_what_is_loaded_and_what_a_server_holds(reposi
 
 def test_one_release_at_a_time(repository: Path) -> None:
     with only_one(repository), pytest.raises(UserError, match="another release or export is changing it"):
-        activate_files(repository, 2)
-    activate_files(repository, 2)
+        activate(repository, 2)
+    activate(repository, 2)
     assert serving_version(repository) == 2
 
 
@@ -123,7 +123,7 @@ def test_without_a_server_the_files_are_proven_and_the_next_start_serves_them(re
     assert "loaded" in listed
     break_checksum(repository, 3)
     with pytest.raises(UserError, match="SHA-256"):
-        activate_files(repository, 3)
+        activate(repository, 3)
 
 
 @pytest.mark.parametrize(
@@ -143,4 +143,4 @@ def test_an_ensemble_that_does_not_name_one_version_throughout_is_not_released(
     config = repository / "classifier/config.pbtxt"
     config.write_text(edit(config.read_text()))
     with pytest.raises(UserError, match=message):
-        activate_files(repository, 2)
+        activate(repository, 2)

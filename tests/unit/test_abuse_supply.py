@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from diptych.cli import app
 from diptych.errors import UserError
-from diptych.release.activation import activate_files
+from diptych.release.activation import activate
 from diptych.release.signing import load_private_key, load_public_key, sign_manifest
 from diptych.serving import serve
 from diptych.serving.verification import verify_loaded, verify_version
@@ -58,7 +58,7 @@ def refused(repository: Path, message: str, public_key: Path | None = None) -> N
     with pytest.raises(UserError, match=message):
         serve(repository, http_port=0, grpc_port=0, metrics_port=0, public_key=public_key)
     with pytest.raises(UserError, match=message):
-        activate_files(repository, 1, public_key=public_key)
+        activate(repository, 1, public_key=public_key)
 
 
 def test_what_was_exported_and_signed_passes(repository: Path, keys: Path) -> None:

@@ -22,6 +22,7 @@ from diptych.export.torchscript import IMAGE_ENCODER
 from diptych.labels import LABELS_FILE, write_labels
 from diptych.release import golden
 from diptych.release.asking import ask_in_process
+from diptych.release.files import replace_text
 from diptych.release.golden import GOLDEN_FILE
 from diptych.release.lock import only_one
 from diptych.release.repository import (
@@ -30,7 +31,6 @@ from diptych.release.repository import (
     MANIFEST_FILE,
     describe_labels,
     read_manifest,
-    replace_text,
     require_repository,
     serving_version,
     write_loaded,
@@ -137,12 +137,13 @@ def _add_version(staged: Path, version: int, repository: Path) -> None:
     """Move the new version directories in. Takes all back where one fails."""
     moved = []
     try:
-        for model in sorted(staged.iterdir()):
+        # The ensemble's last: a version without its manifest is none, should this be interrupted.
+        for model in sorted(staged.iterdir(), key=lambda path: path.name == ENSEMBLE):
             target = repository / model.name / str(version)
             (model / str(version)).rename(target)
             moved.append(target)
         _keep_warmup_safe(staged, repository)
-    except OSError:
+    except BaseException:
         for target in moved:
             shutil.rmtree(target)
         raise

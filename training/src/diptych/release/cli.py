@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -15,12 +17,12 @@ release_app = typer.Typer(no_args_is_help=True, help="Choose which exported vers
 RepositoryArgument = Annotated[
     Path, typer.Argument(metavar="REPO", help="A model repository, made by `diptych export`.")
 ]
-ServerOption = Annotated[
-    Optional[str],
+ServersOption = Annotated[
+    Optional[list[str]],
     typer.Option(
         metavar="URL",
-        help="The server that serves it, as grpc://HOST:PORT, or grpcs:// for TLS. "
-        "Default: none, the next start takes it up.",
+        help="A server that serves it, as grpc://HOST:PORT, or grpcs:// for TLS. Repeat it where several "
+        "serve one repository. Default: none, the next start takes it up.",
     ),
 ]
 KeyOption = Annotated[
@@ -34,7 +36,10 @@ KeyOption = Annotated[
 CaOption = Annotated[
     Optional[Path],
     typer.Option(
-        "--tls-ca", metavar="PEM", envvar="DIPTYCH_CA_FILE", help="Whom to trust, for grpcs://. [the usual]"
+        "--tls-ca",
+        metavar="PEM",
+        envvar="DIPTYCH_CA_FILE",
+        help="Who signs the server's certificate, for grpcs://. [the usual]",
     ),
 ]
 CertificateOption = Annotated[
@@ -56,13 +61,17 @@ SignatureOption = Annotated[
         "--require-signature", metavar="PEM", help="Only what the owner of this public key has signed."
     ),
 ]
-KeepOption = Annotated[Optional[int], typer.Option(help="Delete all but so many of the newest.", min=1)]
+KeepOption = Annotated[
+    Optional[int], typer.Option(help="Keep only the N newest versions.", metavar="N", min=1)
+]
 
 
 @release_app.command("list")
 def list_releases(
     repository: RepositoryArgument,
-    server: ServerOption = None,
+    server: Annotated[
+        Optional[str], typer.Option(metavar="URL", help="Ask this server what it has loaded.")
+    ] = None,
     key: KeyOption = None,
     tls_ca: CaOption = None,
     tls_cert: CertificateOption = None,
@@ -71,12 +80,18 @@ def list_releases(
     """The versions that a repository holds, which one serves, and which have other labels than that one."""
     from rich.console import Console
 
+    from diptych.release import journal
     from diptych.release.table import release_table
 
+    if found := journal.read(repository):
+        typer.echo(
+            f"{found} is at work or was interrupted. If it was: diptych release rollback {repository} undoes "
+            "it and does no more; so does the next start of a server"
+        )
     if server is None:
         Console().print(release_table(repository))
         return
-    with _connect(server, key, tls_ca, tls_cert, tls_key) as control:
+    with _connect([server], key, tls_ca, tls_cert, tls_key) as (control,):
         Console().print(release_table(repository, control))
 
 
@@ -84,33 +99,74 @@ def list_releases(
 def activate(
     repository: RepositoryArgument,
     version: Annotated[Optional[int], typer.Argument(help="Default: the newest.")] = None,
-    server: ServerOption = None,
+    server: ServersOption = None,
     key: KeyOption = None,
     tls_ca: CaOption = None,
     tls_cert: CertificateOption = None,
     tls_key: PrivateKeyOption = None,
     keep: KeepOption = None,
     allow_new_labels: Annotated[
-        bool, typer.Option("--allow-new-labels", help="Even where its labels are not those that are served.")
+        bool, typer.Option("--allow-new-labels", help="Allow other labels than those that REPO serves.")
     ] = False,
     signed_by: SignatureOption = None,
 ) -> None:
     """Let another version serve, after its checksums and its golden answers have been proven."""
-    from diptych.release.activation import activate, activate_files
+    with _connect(server or (), key, tls_ca, tls_cert, tls_key) as controls:
+        _activate(repository, version, controls, keep, allow_new_labels, signed_by)
 
-    version = _newest(repository) if version is None else version
-    if server is None:
-        done = activate_files(
-            repository, version, keep, allow_new_labels=allow_new_labels, public_key=signed_by
+
+@release_app.command()
+def rollback(
+    repository: RepositoryArgument,
+    server: ServersOption = None,
+    key: KeyOption = None,
+    tls_ca: CaOption = None,
+    tls_cert: CertificateOption = None,
+    tls_key: PrivateKeyOption = None,
+    signed_by: SignatureOption = None,
+) -> None:
+    """Let the version serve that served before this one, with the labels that it had.
+
+    Where a release was interrupted, undo it, and do no more.
+    """
+    from diptych.release.activation import undo_interrupted_command
+    from diptych.release.repository import previous_version
+
+    with _connect(server or (), key, tls_ca, tls_cert, tls_key) as controls:
+        with _interruptible(repository):
+            undone = undo_interrupted_command(repository, controls)
+        if undone:
+            typer.echo(undone)
+            return
+        # Callers have had these labels before; and this command must work at once.
+        version = previous_version(repository)
+        _activate(repository, version, controls, keep=None, allow_new_labels=True, signed_by=signed_by)
+
+
+def _activate(
+    repository: Path,
+    version: int | None,
+    controls: Sequence[Control],
+    keep: int | None,
+    allow_new_labels: bool,
+    signed_by: Path | None,
+) -> None:
+    from diptych.release.activation import activate
+
+    with _interruptible(repository):
+        done = activate(
+            repository,
+            _newest(repository) if version is None else version,
+            *controls,
+            keep=keep,
+            allow_new_labels=allow_new_labels,
+            public_key=signed_by,
         )
-    else:
-        with _connect(server, key, tls_ca, tls_cert, tls_key) as control:
-            done = activate(
-                repository, version, control, keep, allow_new_labels=allow_new_labels, public_key=signed_by
-            )
+    if done.undone:
+        typer.echo(done.undone)
     typer.echo(
         f"{repository}: version {done.version} serves"
-        + (f" at {server}" if server else " from the next start")
+        + (f" at {', '.join(control.url for control in controls)}" if controls else " from the next start")
         + (f", {done.before} did before" if done.before != done.version else "")
         + f"; golden answers differ by at most {done.golden_difference:.1e}"
     )
@@ -118,35 +174,6 @@ def activate(
         typer.echo(f"other labels than before: it {done.new_labels}")
     if done.pruned:
         typer.echo(f"deleted: {', '.join(f'version {version}' for version in done.pruned)}")
-
-
-@release_app.command()
-def rollback(
-    repository: RepositoryArgument,
-    server: ServerOption = None,
-    key: KeyOption = None,
-    tls_ca: CaOption = None,
-    tls_cert: CertificateOption = None,
-    tls_key: PrivateKeyOption = None,
-    signed_by: SignatureOption = None,
-) -> None:
-    """Let the version serve that served before this one, with the labels that it had."""
-    from diptych.release.repository import previous_version
-
-    # Whatever its labels are, callers have had them; and who rolls back is in a hurry.
-    version = previous_version(repository)
-    activate(
-        repository,
-        version,
-        server,
-        key,
-        tls_ca,
-        tls_cert,
-        tls_key,
-        keep=None,
-        allow_new_labels=True,
-        signed_by=signed_by,
-    )
 
 
 @release_app.command("shadow")
@@ -176,7 +203,7 @@ def shadow_release(
     from diptych.report.comparison_page import write_comparison
 
     version = _newest(repository) if version is None else version
-    with _connect(server, key, tls_ca, tls_cert, tls_key) as control:
+    with _connect([server], key, tls_ca, tls_cert, tls_key) as (control,), _interruptible(repository):
         comparison = shadow(
             repository,
             version,
@@ -185,6 +212,7 @@ def shadow_release(
             concurrency=concurrency,
             skip_bad_rows=skip_bad_rows,
             public_key=signed_by,
+            on_undone=typer.echo,
         )
     old, new = comparison.old.name, comparison.new.name
     notes = {"repository": str(repository), "server": server, "items": str(catalogue)}
@@ -192,7 +220,7 @@ def shadow_release(
     write_comparison(
         comparison, out, spec_of(repository, version), title=f"{old}, which serves, and {new}", notes=notes
     )
-    typer.echo(f"{summarize(comparison)}\nEverything that they disagree on: {out}. {old} serves on.")
+    typer.echo(f"{summarize(comparison)}\nEverything that they disagree on: {out}. {old} still serves.")
 
 
 def _newest(repository: Path) -> int:
@@ -201,9 +229,18 @@ def _newest(repository: Path) -> int:
     return (held_versions(repository) or [0])[-1]
 
 
+@contextlib.contextmanager
 def _connect(
-    server: str, key: str | None, ca: Path | None, certificate: Path | None, private_key: Path | None
-) -> Control:
+    servers: Sequence[str],
+    key: str | None,
+    ca: Path | None,
+    certificate: Path | None,
+    private_key: Path | None,
+) -> Iterator[list[Control]]:
+    """Connections to some servers, or to none."""
+    if not servers:
+        yield []
+        return
     from diptych.errors import UserError
     from diptych.release.control import Control
     from diptych.serving.admin_key import AdminKey
@@ -213,4 +250,26 @@ def _connect(
         tls = Tls(ca, certificate, private_key) if ca or certificate or private_key else None
     except InvalidInput as error:
         raise UserError(str(error)) from None
-    return Control(server, AdminKey.parse(key).grpc_headers if key else None, tls)
+    headers = AdminKey.parse(key).grpc_headers if key else None
+    with contextlib.ExitStack() as connections:
+        yield [connections.enter_context(Control(server, headers, tls)) for server in dict.fromkeys(servers)]
+
+
+@contextlib.contextmanager
+def _interruptible(repository: Path) -> Iterator[None]:
+    """A signal ends the block in order: what it had changed is undone first."""
+    from diptych.release.repository import serving_version
+    from diptych.serving.signals import Stopped, signals_raise_stopped
+
+    before = serving_version(repository)
+    with signals_raise_stopped():
+        try:
+            yield
+        except Stopped as stopped:
+            now = serving_version(repository)
+            typer.echo(
+                f"{stopped}: ended in order. {repository}: version {now} serves"
+                + (", as before" if now == before else f"; before it was {before}"),
+                err=True,
+            )
+            raise typer.Exit(stopped.status) from None

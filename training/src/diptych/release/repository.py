@@ -6,6 +6,7 @@ that a version which was exported but never activated cannot hinder a server tha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.errors import UserError
+from diptych.release.files import read_bytes, read_text, replace_text
 
 ENSEMBLE = "classifier"
 STEPS = ("preprocess", "image_encoder", "text_encoder", "fusion_head", "tally")
@@ -53,7 +55,7 @@ def serving_version(repository: Path) -> int:
     """The version that the ensemble's pins name."""
     require_repository(repository)
     path = config_of(repository, ENSEMBLE)
-    pins = [match[2] for match in PINS.finditer(path.read_text("utf-8"))]
+    pins = [match[2] for match in PINS.finditer(read_text(path))]
     if len(set(pins)) != 1:
         raise UserError(
             f"{path}: pins {len(set(pins))} versions ({', '.join(sorted(set(pins)))}); expected one"
@@ -66,27 +68,43 @@ def serving_version(repository: Path) -> int:
     return int(pins[0])
 
 
+def loaded_by_step(repository: Path) -> dict[str, list[int]]:
+    """The versions that Triton loads of each step, as its config names them."""
+    require_repository(repository)
+    loaded = {}
+    for step in STEPS:
+        path = config_of(repository, step)
+        match = LOADED.search(read_text(path))
+        if match is None:
+            raise UserError(
+                f"{path}: its version_policy is not of the form `specific {{ versions: [ 1, 2 ] }}`"
+            )
+        loaded[step] = [int(number) for number in re.findall(r"\d+", match.group())]
+    return loaded
+
+
 def loaded_versions(repository: Path) -> list[int]:
-    """The versions of each step that Triton loads."""
-    path = config_of(repository, STEPS[0])
-    match = LOADED.search(path.read_text("utf-8"))
-    if match is None:
-        raise UserError(f"{path}: its version_policy is not of the form `specific {{ versions: [ 1, 2 ] }}`")
-    return [int(number) for number in re.findall(r"\d+", match.group())]
+    """The versions that Triton loads of any step."""
+    return sorted({version for versions in loaded_by_step(repository).values() for version in versions})
 
 
 def write_pins(repository: Path, version: int) -> None:
     """Let the ensemble name another version of every step: one rename."""
     path = config_of(repository, ENSEMBLE)
-    replace_text(path, PINS.sub(rf"\g<1>{version}", path.read_text("utf-8")))
+    replace_text(path, PINS.sub(rf"\g<1>{version}", read_text(path)))
 
 
 def write_loaded(repository: Path, versions: Iterable[int]) -> None:
-    """Let Triton load these versions of each step."""
-    listed = f"[ {', '.join(map(str, sorted(set(versions))))} ]"
+    """Let Triton load these versions of every step."""
     for step in STEPS:
-        path = config_of(repository, step)
-        replace_text(path, LOADED.sub(rf"\g<1>{listed}", path.read_text("utf-8")))
+        write_loaded_of(repository, step, sorted(set(versions)))
+
+
+def write_loaded_of(repository: Path, step: str, versions: Iterable[int]) -> None:
+    """Let Triton load these versions of one step."""
+    path = config_of(repository, step)
+    listed = f"[ {', '.join(map(str, versions))} ]"
+    replace_text(path, LOADED.sub(rf"\g<1>{listed}", read_text(path)))
 
 
 def read_manifest(repository: Path, version: int) -> dict[str, Any]:
@@ -96,8 +114,15 @@ def read_manifest(repository: Path, version: int) -> dict[str, Any]:
         raise UserError(
             f"{repository}: has no version {version}; it has {', '.join(map(str, held)) or 'none'}"
         )
-    path = repository / ENSEMBLE / str(version) / MANIFEST_FILE
-    manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return parse_manifest(repository / ENSEMBLE / str(version) / MANIFEST_FILE)
+
+
+def parse_manifest(path: Path) -> dict[str, Any]:
+    """A manifest's content. Raises UserError where it is damaged."""
+    try:
+        manifest: dict[str, Any] = json.loads(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error}); the file is damaged or half copied") from None
     return manifest
 
 
@@ -136,22 +161,29 @@ def verify_checksums(repository: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Hex digest of a file's content. Raises UserError where it cannot be read."""
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
-def record_activation(repository: Path, version: int) -> None:
-    """Remember the order in which versions served, for `rollback`."""
-    with (repository / ENSEMBLE / HISTORY_FILE).open("a", encoding="utf-8") as file:
-        file.write(f"{version}\n")
+def read_activations(repository: Path) -> list[int]:
+    """The versions that served before, in the order in which they did, for `rollback`."""
+    path = repository / ENSEMBLE / HISTORY_FILE
+    return [int(line) for line in read_text(path).split()] if path.is_file() else []
+
+
+def write_activations(repository: Path, versions: Sequence[int]) -> None:
+    """Put another history in place of the one that is there."""
+    path = repository / ENSEMBLE / HISTORY_FILE
+    if not versions:
+        path.unlink(missing_ok=True)
+        return
+    replace_text(path, "".join(f"{version}\n" for version in versions), like=config_of(repository, ENSEMBLE))
 
 
 def previous_version(repository: Path) -> int:
     """The version that served before this one, if it is still there."""
     serving, held = serving_version(repository), held_versions(repository)
-    path = repository / ENSEMBLE / HISTORY_FILE
-    served = [int(line) for line in path.read_text("utf-8").split()] if path.is_file() else []
-    before = [version for version in served if version != serving and version in held]
+    before = [version for version in read_activations(repository) if version != serving and version in held]
     if not before:
         raise UserError(f"{repository}: no version served before {serving}; it holds {held}")
     return before[-1]
@@ -168,13 +200,8 @@ def prune(repository: Path, keep: int, in_use: Collection[int] = ()) -> list[int
     doomed = sorted(set(held) - set(held[-keep:]) - named - set(in_use))
     for version in doomed:
         # The manifest goes first: what is half deleted is no version any more.
+        (repository / ENSEMBLE / str(version) / MANIFEST_FILE).unlink(missing_ok=True)
         for model in (ENSEMBLE, *STEPS):
-            shutil.rmtree(repository / model / str(version))
+            with contextlib.suppress(FileNotFoundError):  # of an export that was interrupted
+                shutil.rmtree(repository / model / str(version))
     return doomed
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Change a file in one rename."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(text, "utf-8")
-    unfinished.replace(path)

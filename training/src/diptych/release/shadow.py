@@ -26,6 +26,7 @@ from diptych.release.repository import (
     serving_version,
     write_loaded,
 )
+from diptych.release.undo import undo_pending, undone_at_the_end
 from diptych.serving.verification import verify_version
 
 Ask = Callable[[int, bytes, bytes], NDArray[np.float32]]
@@ -40,15 +41,17 @@ def shadow(
     concurrency: int,
     skip_bad_rows: bool = False,
     public_key: Path | None = None,
+    on_undone: Callable[[str], object] = lambda _: None,
 ) -> Comparison:
     """Load the version's steps beside those that serve, ask both about every item, unload them again.
 
-    The ensemble goes on serving what it served, and the configs are in the end what they were, whatever
-    happens in between. Callers share the server with the items meanwhile, and wait longer.
+    The ensemble still serves what it served, and the configs are in the end what they were, whatever happens
+    in between. Callers share the server with the items meanwhile, and wait longer.
 
     concurrency    how many items are asked about at once
     skip_bad_rows  leave rows out that are no items, instead of stopping before anything is loaded
-    public_key     of the signature that the version's manifest must bear; None: none need be there
+    public_key     of the signature that the version's manifest must bear; None: none is required
+    on_undone      is told of an earlier, interrupted command that was undone first
     raises         UserError with the reason
     """
     items = read_catalogue(
@@ -60,6 +63,8 @@ def shadow(
         check_images=False,  # what a version refuses is part of the comparison
     )
     with only_one(repository):
+        if undone := undo_pending(repository, [control]):
+            on_undone(undone)
         serving = serving_version(repository)
         if version == serving:
             raise UserError(f"{repository}: version {version} serves already; name another")
@@ -83,13 +88,10 @@ def _loaded_beside(repository: Path, version: int, control: Control) -> Iterator
     if version in before:
         yield
         return
-    try:
+    with undone_at_the_end(repository, "shadow", version, [control]):
         write_loaded(repository, {*before, version})
         load_steps(control)
         yield
-    finally:
-        write_loaded(repository, before)
-        load_steps(control)
 
 
 def _ask_all(repository: Path, version: int, ask: Ask, items: Sequence[Item], concurrency: int) -> Side:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from diptych.release.control import Control
@@ -15,7 +16,17 @@ from diptych.release.repository import (
     serving_version,
 )
 
-COLUMNS = ("version", "state", "exported", "run", "test accuracy", "precision", "git commit", "labels")
+# With the narrowest width at which each is still read at a glance: 80 columns in all, for a run's name of 12.
+COLUMNS = {
+    "version": 7,
+    "state": 6,
+    "exported": 10,
+    "run": 1,
+    "accuracy": 8,
+    "precision": 9,
+    "commit": 7,
+    "labels": 6,
+}
 
 
 def release_table(repository: Path, control: Control | None = None) -> Table:
@@ -26,7 +37,10 @@ def release_table(repository: Path, control: Control | None = None) -> Table:
     serving, loaded = serving_version(repository), set(loaded_versions(repository))
     if control is not None:
         serving, loaded = control.serving_version() or 0, control.loaded_versions()
-    table = Table(*COLUMNS)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column, min_width in COLUMNS.items():
+        # In a narrow terminal cells are folded, never cut; a run's name stays whole.
+        table.add_column(column, min_width=min_width, overflow="fold", no_wrap=column == "run")
     served = read_manifest(repository, serving)["labels"] if serving else []
     for version in held_versions(repository):
         manifest = read_manifest(repository, version)
@@ -36,11 +50,11 @@ def release_table(repository: Path, control: Control | None = None) -> Table:
         table.add_row(
             str(version),
             state,
-            manifest["created"],
+            manifest["created"][:16].replace("T", " "),
             manifest["run"]["name"],
             "" if test is None else f"{test:.3f}",
             " ".join(sorted(set(manifest["precision"].values()))),
-            (manifest["git_commit"] or "")[:10],
+            (manifest["git_commit"] or "")[:7],
             f"{len(manifest['labels'])}" + (f": {change}" if change else ""),
         )
     return table

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 
 from diptych.release.repository import ENSEMBLE
 from diptych.serving.probe import request
+from diptych.serving.terminal import say
 
 DRAIN_TIMEOUT_S = 30.0
 CALL_TIMEOUT_S = 5.0
@@ -64,9 +65,9 @@ def drain(
             if now_finished != finished:
                 moved_s, finished = time.monotonic(), now_finished
             elif time.monotonic() - moved_s > still_s:
-                sys.stderr.write(
+                say(
                     f"Triton still holds requests, but has finished none for {still_s:g} s: their callers "
-                    "went away, or a model's process hangs. Not waiting for them.\n"
+                    "went away, or a model's process hangs. Not waiting for them."
                 )
                 return None
             if time.monotonic() > ends_at_s:

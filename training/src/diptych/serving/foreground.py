@@ -5,14 +5,10 @@ Standard library only: this is what runs in an image without the rest of Diptych
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import signal
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 from diptych.errors import UserError
@@ -21,7 +17,9 @@ from diptych.serving.drain import DRAIN_TIMEOUT_S, drain
 from diptych.serving.leftovers import reap_orphans
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from diptych.serving.server import LOCALHOST, READY_TIMEOUT_S, Server, require_repository
+from diptych.serving.signals import Stopped, signals_raise_stopped
 from diptych.serving.supervisor import Restarts, Watch
+from diptych.serving.terminal import say, show
 from diptych.serving.tls import ServerTls
 from diptych.serving.tracing import Tracing
 from diptych.serving.triton_log import deserves_showing
@@ -31,17 +29,9 @@ from diptych.serving.vitals import SILENCE_S, Vitals
 if TYPE_CHECKING:
     from diptych.serving.settings import Settings
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_S = 0.2
 # For its stubs to end; whatever is then still there is ended and removed by us.
 DRAINED_EXIT_S = 10.0
-
-
-class Stopped(BaseException):
-    """A signal asks us to stop. No Exception: nothing on the way may take it for an error."""
-
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +84,15 @@ def serve(
         tracing=tracing,
     )
     restarts = restarts or Restarts()
-    with _signals_raise_stopped():
+    with signals_raise_stopped():
         try:
             end = _run(server, silence_s, drain_timeout_s, public_key)
             while isinstance(end, Fault):
                 pause_s = restarts.next_pause_s(end.was_well_s)
                 if pause_s is None:
-                    _say(_last_words(restarts))
+                    say(_last_words(restarts))
                     return end.status
-                _say(
+                say(
                     f"Starting it again in {pause_s:g} s (restart {restarts.num_in_a_row} of at most "
                     f"{restarts.max_in_a_row} without {restarts.healthy_after_s:g} s of health between them)."
                 )
@@ -111,7 +101,7 @@ def serve(
                 end = _run_again(server, silence_s, drain_timeout_s, public_key)
             return end
         except Stopped as stopped:  # while it was starting, or between two starts
-            return 128 + stopped.signum
+            return stopped.status
 
 
 def _run(server: Server, silence_s: float, drain_timeout_s: float, public_key: Path | None) -> int | Fault:
@@ -120,7 +110,7 @@ def _run(server: Server, silence_s: float, drain_timeout_s: float, public_key: P
     verify_loaded(server.repository, public_key)
     with server:
         try:
-            _say("Starting tritonserver and loading the models ...")
+            say("Starting tritonserver and loading the models ...")
             server.wait_until_ready(READY_TIMEOUT_S)
             _print_addresses(server)
             return _stay(server, silence_s)
@@ -137,7 +127,7 @@ def _run_again(
     try:
         return _run(server, silence_s, drain_timeout_s, public_key)
     except UserError as error:
-        _say(f"It did not start: {error}")
+        say(f"It did not start: {error}")
         return Fault(str(error), was_well_s=0.0, status=1)
 
 
@@ -166,7 +156,7 @@ def _stay(server: Server, silence_s: float) -> Fault:
     else:
         status = _shell_status(server.process.returncode) or 1
         reason = f"tritonserver ended by itself, with status {_shell_status(server.process.returncode)}."
-    _say(reason)
+    say(reason)
     return Fault(reason, was_well_s, status)
 
 
@@ -179,9 +169,10 @@ def _end(server: Server, drain_timeout_s: float) -> int:
         has_been_asked_twice = True
         server.process.kill()
 
-    for signum in SIGNALS:  # whoever asks twice does not want to wait
+    # Who asks twice does not want to wait. SIGHUP is no second question: a terminal that closes may send two.
+    for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, end_at_once)
-    _say("Draining: new requests are refused, those in flight are answered; ask again to stop at once.")
+    say("Draining: new requests are refused, those in flight are answered; ask again to stop at once.")
     problem = drain(
         server.http_contact,
         server.ports.http,
@@ -190,8 +181,8 @@ def _end(server: Server, drain_timeout_s: float) -> int:
     )
     is_drained = problem is None
     if problem and server.process.poll() is None:
-        _say(f"Not drained: {problem}")
-    _say("Stopping tritonserver.")
+        say(f"Not drained: {problem}")
+    say("Stopping tritonserver.")
     if not is_drained:
         return _shell_status(server.stop())
     # Nothing is left to wait for, and yet it would: half a minute for idle keep-alive connections of HTTP.
@@ -211,41 +202,18 @@ def _last_words(restarts: Restarts) -> str:
 def _show_news(log: TextIO) -> None:
     for line in log:
         if deserves_showing(line):
-            _say(line.rstrip())
+            say(line.rstrip())
 
 
 def _print_addresses(server: Server) -> None:
     only_here = "  (no TLS in Triton: loopback only)" if server.tls else ""
-    sys.stdout.write(
+    show(
         f"Serving {server.repository}; Ctrl-C stops it.\n"
         f"  gRPC     {server.grpc_url}\n"
         f"  HTTP     {server.http_url}{only_here}\n"
         f"  metrics  {server.metrics_url}\n"
-        f"  releases need the key in {server.admin_key_file}, which `diptych release` finds here by itself\n"
+        f"  releases need the key in {server.admin_key_file}, which `diptych release` finds here by itself"
     )
-    sys.stdout.flush()
-
-
-def _say(line: str) -> None:
-    """To whoever operates this: stderr, at once."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
-
-
-@contextlib.contextmanager
-def _signals_raise_stopped() -> Iterator[None]:
-    before = {signum: signal.signal(signum, _raise_stopped) for signum in SIGNALS}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _raise_stopped(signum: int, _: FrameType | None) -> None:
-    for each in SIGNALS:  # a second one must not break into the cleaning up
-        signal.signal(each, signal.SIG_IGN)
-    raise Stopped(signum)
 
 
 def _shell_status(returncode: int) -> int:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from diptych.errors import UserError
+from diptych.release.journal import undo_interrupted
 from diptych.serving import launch, leftovers
 from diptych.serving.admin_key import AdminKey
 from diptych.serving.hardware import require_hardware
@@ -20,6 +21,7 @@ from diptych.serving.installation import find_installation
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, Ports
 from diptych.serving.probe import ENSEMBLE, is_answering
 from diptych.serving.shared_memory import require_shared_memory
+from diptych.serving.terminal import say
 from diptych.serving.tls import ServerTls
 from diptych.serving.tracing import Tracing
 from diptych.serving.triton_log import explain_failure, find_dead_stub
@@ -130,6 +132,7 @@ class Server:
 
     def _start(self) -> None:
         require_repository(self.repository)
+        undo_interrupted(self.repository, say)
         require_hardware(self.repository)
         installation = find_installation(self._tritonserver)
         leftovers.sweep_dead()

@@ -13,7 +13,8 @@ import msgspec
 import tomli_w
 
 from diptych.errors import UserError
-from diptych.release.repository import CONFIG_FILE, ENSEMBLE, STEPS, replace_text
+from diptych.release.files import read_text, replace_text
+from diptych.release.repository import CONFIG_FILE, ENSEMBLE, STEPS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -105,7 +106,7 @@ def save_settings(settings: Settings, path: Path, comments: str) -> None:
 
 def apply_settings(settings: Settings, repository: Path) -> None:
     """Write the settings into the configs of a repository; all else in them, comments too, stays."""
-    texts = {path: path.read_text("utf-8") for path in repository.glob(f"*/{CONFIG_FILE}")}
+    texts = {path: read_text(path) for path in repository.glob(f"*/{CONFIG_FILE}")}
     for path, text in texts.items():
         replace_text(path, _edit(text, settings, path))
 

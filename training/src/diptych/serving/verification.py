@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from diptych.errors import UserError
+from diptych.release.files import read_bytes
+from diptych.release.journal import undo_interrupted
 from diptych.release.repository import (
     ENSEMBLE,
     MANIFEST_FILE,
@@ -22,6 +24,7 @@ from diptych.release.repository import (
     serving_version,
     verify_checksums,
 )
+from diptych.serving.terminal import say
 
 BYTECODE = "__pycache__"
 SIGNATURE_FILE = "manifest.json.sig"
@@ -36,7 +39,7 @@ def verify_version(repository: Path, version: int, public_key: Path | None = Non
     """
     read_manifest(repository, version)  # names the versions that there are, where this is none
     path = repository / ENSEMBLE / str(version) / MANIFEST_FILE
-    content = path.read_bytes()
+    content = read_bytes(path)
     if public_key is not None:
         from diptych.release.signing import require_signature  # needs a library that serving does without
 
@@ -51,7 +54,11 @@ def verify_version(repository: Path, version: int, public_key: Path | None = Non
 
 
 def verify_loaded(repository: Path, public_key: Path | None = None) -> None:
-    """The same of all versions that a server which starts now would load. Raises UserError."""
+    """Undo a release that was interrupted, then verify all versions that a starting server would load.
+
+    raises  UserError
+    """
+    undo_interrupted(repository, say)
     for version in sorted({serving_version(repository), *loaded_versions(repository)}):
         verify_version(repository, version, public_key)
 

@@ -1,0 +1,58 @@
+"""Turns the signals that ask a program to end into an exception, so that it ends in order."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+# Ctrl-C; what `kill`, containers and service managers send; a terminal or an SSH connection that closes.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """A signal asks us to stop. No Exception: nothing on the way may take it for an error."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+    def __str__(self) -> str:
+        return signal.Signals(self.signum).name
+
+    @property
+    def status(self) -> int:
+        """What a shell reports of a program that the signal ended."""
+        return 128 + self.signum
+
+
+@contextlib.contextmanager
+def signals_raise_stopped() -> Iterator[None]:
+    """Inside the block the first signal raises Stopped, and later ones do nothing.
+
+    SIGHUP stays ignored where the caller ignores it, as `nohup` does.
+    """
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    for signum in listened_to():
+        signal.signal(signum, _raise_stopped)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def listened_to() -> list[signal.Signals]:
+    """SIGNALS without a SIGHUP that is ignored."""
+    return [
+        signum
+        for signum in SIGNALS
+        if signum != signal.SIGHUP or signal.getsignal(signum) is not signal.SIG_IGN
+    ]
+
+
+def _raise_stopped(signum: int, _: FrameType | None) -> None:
+    for each in SIGNALS:  # a second one must not break into the cleaning up
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped(signum)

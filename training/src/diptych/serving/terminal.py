@@ -1,0 +1,34 @@
+"""Writes lines for the operator. Serving never ends because a line could not be written.
+
+A terminal may be closed while the server drains, and its encoding may lack the letters of a path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TextIO
+
+
+def say(line: str) -> None:
+    """What happens, and what is wrong: to stderr, at once."""
+    _write(sys.stderr, line)
+
+
+def show(text: str) -> None:
+    """What was asked for: to stdout, at once."""
+    _write(sys.stdout, text)
+
+
+def accept_all_letters() -> None:
+    """Let stdout show letters that its encoding lacks as escapes, as stderr does, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError):  # replaced by something that is no file
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _write(stream: TextIO, text: str) -> None:
+    encoding = stream.encoding or "utf-8"
+    with contextlib.suppress(OSError):
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        stream.flush()
