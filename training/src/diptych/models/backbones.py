@@ -63,7 +63,7 @@ def build_image_encoder(config: ImageConfig) -> ImageEncoder:
         _load_image_weights(backbone, config.weights)
     embedding_dim = _remove_classifier(backbone, config.backbone)
     backbone = backbone.to(memory_format=torch.channels_last)
-    return ImageEncoder(backbone, Projection(embedding_dim, config.dropout), mean, std)
+    return ImageEncoder(backbone, Projection(embedding_dim, config.dropout), mean, std, config.size_px)
 
 
 def build_text_encoder(config: TextConfig, directory: Path | None = None) -> TextEncoder:
@@ -80,7 +80,7 @@ def build_text_encoder(config: TextConfig, directory: Path | None = None) -> Tex
     except (OSError, ValueError) as error:
         raise UserError(_cannot_load("text", config.backbone, error)) from error
     projection = Projection(encoder.config.hidden_size, config.dropout)
-    return TextEncoder(PooledBackbone(encoder, config.pooling), projection)
+    return TextEncoder(PooledBackbone(encoder, config.pooling), projection, config.max_tokens)
 
 
 def text_architecture(encoder: TextEncoder) -> PretrainedConfig:

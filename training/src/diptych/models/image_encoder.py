@@ -28,8 +28,16 @@ class ImageConfig:
 class ImageEncoder(nn.Module):
     """Pixels to features; rows without an image get a learned vector and cost the backbone nothing."""
 
-    def __init__(self, backbone: nn.Module, projection: Projection, mean: list[float], std: list[float]):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        projection: Projection,
+        mean: list[float],
+        std: list[float],
+        size_px: int,
+    ):
         super().__init__()
+        self.size_px = size_px
         self.backbone = backbone
         self.projection = projection
         self.mean = nn.Buffer(torch.tensor(mean).reshape(1, 3, 1, 1) * 255, persistent=False)
@@ -45,7 +53,8 @@ class ImageEncoder(nn.Module):
     def forward(self, pixel_values: Tensor, image_present: Tensor) -> Tensor:
         """Encode a batch in which some rows may have no image.
 
-        pixel_values   (B, 3, H, W) uint8; any values where absent
+        pixel_values   (B, 3, H, W) uint8; any values where absent; beyond size_px cut, so that no caller of
+                       this step alone decides how much is computed
         image_present  (B, 1) bool
         returns        (B, 512) float32
         """
@@ -53,4 +62,5 @@ class ImageEncoder(nn.Module):
         rows = present.nonzero().squeeze(1)
         if rows.numel() == 0:
             return self.projection(self.mean.new_zeros((0, self.projection.embedding_dim)), present)
+        pixel_values = pixel_values[:, :, : self.size_px, : self.size_px]
         return self.projection(self.embed(pixel_values.index_select(0, rows)), present)

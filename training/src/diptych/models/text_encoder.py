@@ -6,6 +6,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 import msgspec
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -44,27 +45,37 @@ class PooledBackbone(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Tokens to features; rows without text get a learned vector and cost the backbone nothing."""
+    """Tokens to features; rows without text get a learned vector and cost the backbone nothing.
 
-    def __init__(self, backbone: PooledBackbone, projection: Projection):
+    Every tensor of a valid type gets an answer. In a native server, rows of many callers are one batch: what
+    raised here for one row would fail them all (docs/triton.md, 12).
+    """
+
+    def __init__(self, backbone: PooledBackbone, projection: Projection, max_tokens: int):
         super().__init__()
         self.backbone = backbone
         self.projection = projection
+        self.max_tokens = max_tokens
+        self.vocabulary_size: int = backbone.encoder.get_input_embeddings().num_embeddings
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(P, L) int64, (P, L) int64 -> (P, D) float32. Columns that every row pads are not computed."""
-        longest = int(attention_mask.sum(1).max())
+        positions = torch.arange(1, attention_mask.size(1) + 1, device=attention_mask.device)
+        longest = int((attention_mask * positions).max())
         return self.backbone(input_ids[:, :longest], attention_mask[:, :longest])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, image_features: Tensor) -> Tensor:
         """Encode a batch in which some rows may have no text.
 
-        input_ids       (B, L) int64
-        attention_mask  (B, L) int64; padding on the right; all zeros where the text is absent
+        input_ids       (B, L) int64; beyond max_tokens cut; what is not in the vocabulary becomes its nearest
+        attention_mask  (B, L) int64; above 0: a real token; padding on the right; no real token: no text
         image_features  (B, 512) float32; unused: it makes Triton run this step after the image encoder,
                         because a fan-out hangs tritonserver before 26.05 when a queue is full
         returns         (B, 512) float32
         """
+        length = min(input_ids.size(1), attention_mask.size(1), self.max_tokens)
+        input_ids = input_ids[:, :length].clamp(0, self.vocabulary_size - 1)
+        attention_mask = (attention_mask[:, :length] > 0).to(torch.int64)
         present = attention_mask.sum(1) > 0
         rows = present.nonzero().squeeze(1)
         if rows.numel() == 0:
