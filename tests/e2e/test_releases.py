@@ -26,6 +26,7 @@ from diptych.release.repository import (
     write_loaded,
 )
 from diptych.serving import Server
+from diptych.serving.settings import Settings
 from diptych_client import Client
 
 THINK_S = 0.05  # leaves the loading of models some of two cores
@@ -74,9 +75,19 @@ def answered(version: int, probabilities: dict[str, float]) -> Answered:
     return Answered(at_s=0.0, item=0, version=version, probabilities=probabilities)
 
 
+@pytest.fixture
+def tuned(repository: Path) -> Iterator[Server]:
+    """As `serve --tuning`: it reads a copy of the repository, with other settings."""
+    settings = Settings(text_encoder_instances=2)
+    with Server(repository, settings=settings, http_port=0, grpc_port=0, metrics_port=0) as server:
+        server.wait_until_ready()
+        yield server
+
+
 def test_older_versions_are_unloaded_and_pruned_and_those_in_use_are_kept(
-    running: Server, repository: Path
+    tuned: Server, repository: Path
 ) -> None:
+    running = tuned
     with Control(running.grpc_url) as control:
         activate(repository, 2, control)
         assert activate(repository, 3, control, keep=2).pruned == [1]

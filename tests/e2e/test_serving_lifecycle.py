@@ -1,13 +1,30 @@
 """`serve` as the command line runs it: however it ends, no process and no shared memory stay behind."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 from serving_process import END_TIMEOUT_S, ServingProcess, wait_for
 from tiny_repository import build_tiny_repository
 
 from diptych.serving import leftovers
+from diptych_client import Client
+
+NOHUP = """
+import os, signal
+from diptych.serving.signals import Stopped, signals_raise_stopped
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+try:
+    with signals_raise_stopped():
+        os.kill(os.getpid(), signal.SIGHUP)
+        print("ignored", end=", ")
+        os.kill(os.getpid(), signal.SIGTERM)
+except Stopped as stopped:
+    print("then", stopped)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +37,40 @@ def serving(repository):
     started = ServingProcess(repository)
     yield started
     started.close()
+
+
+@pytest.mark.parametrize(("host", "contact"), [("localhost", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]")])
+def test_it_answers_where_it_was_told_to_listen_and_drains_when_the_terminal_closes(
+    repository, tmp_path, monkeypatch, host, contact
+):
+    """With a path whose letters the encoding of the terminal lacks."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    serving = ServingProcess(shutil.copytree(repository, tmp_path / "модель"), host=host)
+    try:
+        serving.wait_until_ready()
+        for wire in ("gRPC", "HTTP"):
+            url = serving.url(wire)
+            assert f"//{contact}:" in url
+            port = url.rpartition(":")[2]
+            others = [f"{wire.lower()}://127.0.0.1:{port}"] * (host == "::")  # `::` is IPv4 too
+            for each in (url, *others):
+                with Client(each) as client:
+                    assert client.classify(text="cat").label
+        assert "\\u043c\\u043e\\u0434" in serving.output()
+        serving.process.send_signal(signal.SIGHUP)
+        assert serving.process.wait(END_TIMEOUT_S) == 0
+        assert "Draining" in serving.output()
+        assert serving.left_behind() == []
+    finally:
+        serving.close()
+
+
+def test_nohup_keeps_it_running_when_the_terminal_closes(repository):
+    """Where the caller ignores SIGHUP, so does it."""
+    command = [sys.executable, "-c", NOHUP]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        output, _ = process.communicate(timeout=END_TIMEOUT_S)
+    assert output == "ignored, then SIGTERM\n"
 
 
 def test_sigterm_ends_all_in_good_order_with_tritons_status(serving):

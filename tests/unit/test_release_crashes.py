@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +17,9 @@ import pytest
 from crashing_release import ANSWER, DONE, REFUSED, STOPPED, Crash, FakeServer, run
 from releasing import contents, run_command
 from tiny_repository import SOURCE
+from typer.testing import CliRunner
 
+from diptych.cli import app
 from diptych.errors import UserError
 from diptych.release import journal
 from diptych.release.activation import activate
@@ -189,6 +194,33 @@ def test_a_rollback_after_an_interrupted_release_undoes_it_and_rolls_nothing_bac
     assert "Undone: version 1 serves, as before" in said
     assert "was not told and may still hold version 2" in said
     assert files_in(repository) == settled
+
+
+def test_a_path_in_letters_that_the_terminal_lacks_is_no_error(source: Path, tmp_path: Path) -> None:
+    repository = shutil.copytree(source, tmp_path / "модель")
+    interrupted(repository)
+    done = subprocess.run(
+        [sys.executable, "-m", "diptych.cli", "release", "rollback", str(repository)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\\u043c\\u043e\\u0434" in done.stdout
+    assert journal.read(repository) is None
+
+
+def test_in_80_columns_the_list_cuts_no_name(repository: Path) -> None:
+    manifest = repository / ENSEMBLE / str(OLD) / "manifest.json"
+    tree = json.loads(manifest.read_text())
+    tree["run"]["name"] = "quickstart-2"
+    tree |= {"git_commit": "0123456789", "precision": {"image_encoder": "bf16", "text_encoder": "fp32"}}
+    manifest.write_text(json.dumps(tree))
+    listed = CliRunner().invoke(app, ["release", "list", str(repository)], env={"COLUMNS": "80"}).output
+    assert "…" not in listed
+    for whole in ("serves", "quickstart-2", "2026-11-25", "17:00", "bf16 fp32", "0123456"):
+        assert whole in listed
+    assert max(map(len, listed.splitlines())) <= 80
 
 
 def test_a_server_that_could_not_be_told_is_told_by_the_next_command(repository: Path) -> None:

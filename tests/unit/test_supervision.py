@@ -210,7 +210,8 @@ def test_restarts_pause_longer_each_time_end_at_a_limit_and_begin_anew_after_hea
 
 
 # What docker/Dockerfile copies, and nothing else of Diptych's or its dependencies.
-IN_AN_IMAGE = ("__init__.py", "errors.py", "release/__init__.py", "release/repository.py", "serving")
+RELEASE = ("__init__.py", "files.py", "journal.py", "lock.py", "repository.py")
+IN_AN_IMAGE = ("__init__.py", "errors.py", *(f"release/{name}" for name in RELEASE), "serving")
 
 
 @pytest.mark.parametrize("module", ["container", "healthcheck", "drain"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ from tiny_repository import build_tiny_repository
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from diptych.errors import UserError
+from diptych.release.repository import serving_version, write_loaded_of, write_pins
 from diptych.serving.settings import (
     Settings,
     apply_settings,
-    copy_with_settings,
     load_settings,
     save_settings,
 )
+from diptych.serving.tuned_copy import make_copy, update_copy
 from diptych.tuning.closed_loop import Load, load_items, measure, save_items
 from diptych.tuning.picture import plot_trials
 from diptych.tuning.search import Trial, axes_for, search
@@ -137,11 +139,34 @@ def test_settings_are_written_into_every_config_and_comments_stay(tmp_path: Path
 
 
 def test_a_tuned_copy_shares_the_files_and_leaves_the_original_alone(tmp_path: Path) -> None:
-    repository = build_tiny_repository(tmp_path / "model_repository")
-    copy_with_settings(TUNED, repository, tmp_path / "copy")
-    assert (tmp_path / "copy/image_encoder/1/model.pt").samefile(repository / "image_encoder/1/model.pt")
+    repository, copy = build_tiny_repository(tmp_path / "model_repository"), tmp_path / "copy"
+    make_copy(TUNED, repository, copy)
+    assert (copy / "image_encoder/1/model.pt").samefile(repository / "image_encoder/1/model.pt")
     assert "max_batch_size: 32" in (repository / "classifier/config.pbtxt").read_text()
-    assert "max_batch_size: 16" in (tmp_path / "copy/classifier/config.pbtxt").read_text()
+    assert "max_batch_size: 16" in (copy / "classifier/config.pbtxt").read_text()
+
+
+def test_a_tuned_copy_follows_what_a_release_changes_and_touches_nothing_else(tmp_path: Path) -> None:
+    repository, copy = build_tiny_repository(tmp_path / "model_repository"), tmp_path / "copy"
+    make_copy(TUNED, repository, copy)
+    untouched = (copy / "tally/config.pbtxt").stat()
+    for model in ("classifier", "image_encoder"):
+        shutil.copytree(repository / model / "1", repository / model / "2")
+    write_loaded_of(repository, "image_encoder", [1, 2])
+    write_pins(repository, 2)
+    update_copy(copy)
+    config = (copy / "image_encoder/config.pbtxt").read_text()
+    assert "versions: [ 1, 2 ]" in config
+    assert f"max_batch_size: {TUNED.max_batch_size}" in config
+    assert serving_version(copy) == 2
+    assert (copy / "image_encoder/2/model.pt").is_file()
+    assert not (copy / "classifier/2").is_symlink()
+    assert (copy / "tally/config.pbtxt").stat().st_mtime_ns == untouched.st_mtime_ns
+    for model in ("classifier", "image_encoder"):
+        shutil.rmtree(repository / model / "1")
+    update_copy(copy)
+    assert sorted(path.name for path in copy.glob("*encoder/1")) == ["1"]  # text_encoder's alone
+    assert not (copy / "classifier/1").exists()
 
 
 def test_a_config_that_was_rewritten_by_hand_is_named(tmp_path: Path) -> None:

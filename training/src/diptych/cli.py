@@ -14,6 +14,7 @@ from diptych.errors import UserError
 from diptych.progress import console
 from diptych.release.cli import release_app
 from diptych.serving import children
+from diptych.serving.terminal import accept_all_letters
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Make the catalogues of items that runs are trained on.")
@@ -44,6 +45,7 @@ PlotOption = Annotated[Optional[Path], typer.Option(help="Draw it into this PNG.
 def main() -> None:
     """Entry point. What the user can put right is one message and status 1, never a traceback."""
     children.end_in_order()
+    accept_all_letters()
     warnings.simplefilter("ignore", FutureWarning)  # libraries about one another; tests see them as errors
     try:
         app()
@@ -180,7 +182,7 @@ def export(
         ),
     ] = None,
     allow_new_labels: Annotated[
-        bool, typer.Option("--allow-new-labels", help="Even where its labels are not those that REPO serves.")
+        bool, typer.Option("--allow-new-labels", help="Allow other labels than those that REPO serves.")
     ] = False,
     sign: Annotated[
         Optional[Path],
@@ -223,7 +225,9 @@ def export(
 @app.command()
 def serve(
     repository: Annotated[Path, typer.Argument(metavar="REPO", help="What `diptych export` made.")],
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="The address or name to listen on; 0.0.0.0 or :: for all.")
+    ] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="0: any free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="0: any free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="0: any free one.")] = 8002,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +14,9 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from diptych.errors import UserError
 from diptych.release.repository import ENSEMBLE, STEPS
-from diptych.serving.admin_key import find_admin_key
+from diptych.serving.admin_key import find_admin_key, find_workspace
+from diptych.serving.tuned_copy import DIRECTORY as TUNED_COPY
+from diptych.serving.tuned_copy import update_copy
 from diptych_client import InvalidInput, Tls
 
 LOAD_TIMEOUT_S = 600.0
@@ -29,7 +32,7 @@ class Control:
 
     url      grpc://HOST:PORT, or grpcs:// for TLS
     headers  such as the key of a restricted API; None: that of this user's own server, if it is one
-    tls      whom to trust and who we are, for grpcs://; of no account for grpc://
+    tls      authority and own certificate, for grpcs://; not used for grpc://
     """
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None, tls: Tls | None = None) -> None:
@@ -41,6 +44,7 @@ class Control:
         self.url = url
         if headers is None and (key := find_admin_key(address)):
             headers = key.grpc_headers
+        self._tuned_copy = _find_tuned_copy(address)
         self._headers = dict(headers or {})
         try:
             credentials = (tls or Tls()).grpc_credentials() if scheme == "grpcs" else None
@@ -57,7 +61,9 @@ class Control:
         self._client.close()
 
     def load(self, model: str) -> None:
-        """Load a model as its config on disk says; what is loaded serves on until the new is ready."""
+        """Load a model as its config on disk says; what is loaded still serves until the new is ready."""
+        if self._tuned_copy:
+            update_copy(self._tuned_copy)
         self._call("load_model", model, client_timeout=LOAD_TIMEOUT_S)
 
     def loaded(self) -> set[tuple[str, int]]:
@@ -118,6 +124,13 @@ class Control:
             raise kind(
                 f"{self.url}: {method} {arguments[0] if arguments else ''}: {error.message()}"
             ) from None
+
+
+def _find_tuned_copy(address: str) -> Path | None:
+    """Where a server of ours was started with `--tuning`: the copy of the repository that it reads."""
+    workspace = find_workspace(address)
+    copy = workspace / TUNED_COPY if workspace else None
+    return copy if copy and copy.is_dir() else None
 
 
 def _bytes_tensor(value: bytes) -> NDArray[np.object_]:

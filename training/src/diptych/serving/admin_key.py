@@ -1,21 +1,24 @@
 """The key without which a server's administrative API stays closed, and where its neighbours find it.
 
-Whoever may load models may run code, so that API never opens to everybody who reaches the port. Each start
-makes a key of its own unless one is given. `diptych release` on the same machine and as the same user reads
-it from the server's workspace, which only that user may enter.
+A caller who may load models may run code, so that API never opens to everybody who reaches the port. Each
+start makes a key of its own unless one is given. `diptych release` on the same machine and as the same user
+reads it from the server's workspace, which only that user may enter.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from diptych.errors import UserError
+from diptych.release.files import read_text
 from diptych.serving import leftovers
 
 ENVIRONMENT = "DIPTYCH_ADMIN_KEY"
@@ -72,27 +75,41 @@ class AdminKey:
         restriction = f"{','.join(CLOSED)}:{self.header}={self.value}"
         return [f"--grpc-restricted-protocol={restriction}", f"--http-restricted-api={restriction}"]
 
-    def save(self, workspace: Path, host: str, grpc_port: int) -> Path:
-        """Leave it in the server's workspace, for `find_admin_key`."""
+    def save(self, workspace: Path, hosts: Collection[str], grpc_port: int) -> Path:
+        """Leave it in the server's workspace, for `find_workspace`.
+
+        hosts  the names and addresses by which the server is called
+        """
         path = workspace / KEY_FILE
-        content = {"host": host, "grpc_port": grpc_port, "key": f"{self.header}={self.value}"}
+        content = {"hosts": list(hosts), "grpc_port": grpc_port, "key": f"{self.header}={self.value}"}
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             json.dump(content, file)
         return path
 
 
-def find_admin_key(address: str) -> AdminKey | None:
-    """That of this user's server which listens on HOST:PORT of this machine, if there is one."""
+def find_workspace(address: str) -> Path | None:
+    """The workspace of this user's server that listens on HOST:PORT of this machine, if there is one."""
     host, _, port = address.rpartition(":")
-    for saved in _saved_keys():
-        if str(saved["grpc_port"]) == port and host in (*LOOPBACK, saved["host"]):
-            return AdminKey.parse(saved["key"])
+    for path, saved in _saved():
+        if str(saved["grpc_port"]) == port and host in (*LOOPBACK, *saved["hosts"]):
+            return path.parent
     return None
 
 
-def _saved_keys() -> Iterable[dict[str, str]]:
+def find_admin_key(address: str) -> AdminKey | None:
+    """That server's key."""
+    workspace = find_workspace(address)
+    return AdminKey.parse(json.loads(read_text(workspace / KEY_FILE))["key"]) if workspace else None
+
+
+def _saved() -> Iterable[tuple[Path, dict[str, Any]]]:
     """The newest first: a server that was killed may have had the same port."""
-    paths = [path / KEY_FILE for path in leftovers.files_of("diptych-")]
-    ours = [path for path in paths if path.is_file() and path.stat().st_uid == os.geteuid()]
-    for path in sorted(ours, key=lambda path: path.stat().st_mtime, reverse=True):
-        yield json.loads(path.read_text("utf-8"))
+    found = []
+    for workspace in leftovers.files_of("diptych-"):
+        path = workspace / KEY_FILE
+        with contextlib.suppress(OSError):  # another user's, or removed in this moment
+            status = path.stat()
+            if status.st_uid == os.geteuid():
+                found.append((status.st_mtime, path, path.read_text("utf-8")))
+    for _, path, content in sorted(found, reverse=True):
+        yield path, json.loads(content)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from diptych.errors import UserError
+from diptych.serving.address import LOCALHOST
 from diptych.serving.admin_key import AdminKey
 from diptych.serving.drain import DRAIN_TIMEOUT_S, drain
 from diptych.serving.leftovers import reap_orphans
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
-from diptych.serving.server import LOCALHOST, READY_TIMEOUT_S, Server, require_repository
+from diptych.serving.server import READY_TIMEOUT_S, Server, require_repository
 from diptych.serving.signals import Stopped, signals_raise_stopped
 from diptych.serving.supervisor import Restarts, Watch
 from diptych.serving.terminal import say, show

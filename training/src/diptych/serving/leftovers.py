@@ -14,6 +14,7 @@ import fcntl
 import itertools
 import os
 import re
+import shlex
 import shutil
 import signal
 import tempfile
@@ -51,9 +52,16 @@ def claim(prefix: str) -> IO[str]:
     return lock
 
 
+def temporary_directory() -> Path:
+    """The system's; /tmp where that has a name which Triton's shell commands for stubs would break at."""
+    directory = Path(tempfile.gettempdir())
+    return directory if shlex.quote(str(directory)) == str(directory) else Path("/tmp")
+
+
 def sweep_dead() -> None:
-    """End and remove what servers left whose owner is dead."""
-    for owner in {match[0] for path in files_of("diptych-") if (match := OWNER.match(path.name))}:
+    """End and remove what this user's servers left whose owner is dead; other users' are theirs to remove."""
+    ours = [path for path in files_of("diptych-") if _is_ours(path)]
+    for owner in {match[0] for path in ours if (match := OWNER.match(path.name))}:
         if not _may_be_alive(owner):
             sweep(owner)
 
@@ -126,8 +134,15 @@ def _model_of(process: Path) -> tuple[str | None, str | None]:
 
 def files_of(prefix: str) -> list[Path]:
     """Shared memory and workspaces with this prefix."""
-    directories = (SHARED_MEMORY, Path(tempfile.gettempdir()))
+    directories = (SHARED_MEMORY, temporary_directory())
     return [path for directory in directories for path in directory.glob(f"{prefix}*")]
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return path.lstat().st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _remove(path: Path) -> None:

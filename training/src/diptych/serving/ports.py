@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 from diptych.errors import UserError
+from diptych.serving.address import Address
 
 HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
 
@@ -22,32 +23,31 @@ class Ports:
     metrics: int = METRICS_PORT
 
     def settle(self, host: str) -> Ports:
-        """The same ports, checked to be free, and free ones in place of 0. Raises UserError."""
+        """The same ports, checked to be free there, and free ones in place of 0. Raises UserError."""
+        address = Address.resolve(host)
         settled: dict[str, int] = {}
         with contextlib.ExitStack() as sockets:  # all held until the last is chosen, so that they differ
             for field, port in dataclasses.asdict(self).items():
-                listener = sockets.enter_context(socket.socket())
+                listener = sockets.enter_context(socket.socket(address.family))
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if port in settled.values():
                     raise UserError(f"--{field}-port {port}: already given to another of the three ports")
-                _bind(listener, host, port, field)
+                _bind(listener, address, port, field)
                 settled[field] = listener.getsockname()[1]
         return Ports(**settled)
 
 
-def _bind(listener: socket.socket, host: str, port: int, field: str) -> None:
+def _bind(listener: socket.socket, address: Address, port: int, field: str) -> None:
     try:
-        listener.bind((host, port))
+        listener.bind((str(address), port))
         listener.listen()
     except PermissionError:
         raise UserError(f"--{field}-port {port}: ports below 1024 need root; choose a higher one") from None
     except OverflowError:
         raise UserError(f"--{field}-port {port}: a port is a number from 0 (any free one) to 65535") from None
-    except socket.gaierror as error:
-        raise UserError(f"--host {host}: {error.strerror}") from None
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            raise UserError(f"--host {host}: {error.strerror}") from None
+            raise UserError(f"--host {address}: {error.strerror}") from None
         raise UserError(
             f"--{field}-port {port}: taken{_by_whom(port)}. "
             "Stop that process, or choose another port (0: any free one)."

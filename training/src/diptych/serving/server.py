@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from diptych.errors import UserError
 from diptych.release.journal import undo_interrupted
 from diptych.serving import launch, leftovers
+from diptych.serving.address import LOCALHOST, Address
 from diptych.serving.admin_key import AdminKey
 from diptych.serving.hardware import require_hardware
 from diptych.serving.installation import find_installation
@@ -24,13 +26,13 @@ from diptych.serving.shared_memory import require_shared_memory
 from diptych.serving.terminal import say
 from diptych.serving.tls import ServerTls
 from diptych.serving.tracing import Tracing
-from diptych.serving.triton_log import explain_failure, find_dead_stub
+from diptych.serving.triton_log import describe_start, explain_failure, find_dead_stub
+from diptych.serving.waiting import says_what_it_waits_for
 from diptych.serving.workspace import Workspace
 
 if TYPE_CHECKING:
     from diptych.serving.settings import Settings
 
-LOCALHOST = "127.0.0.1"
 READY_TIMEOUT_S = 300.0
 POLL_S = 0.1
 # How long requests in flight may take once the server is told to stop, and how long it may need on top.
@@ -90,32 +92,39 @@ class Server:
             tracing=self.tracing,
         )
 
-    @property
-    def contact(self) -> str:
-        """The address to call from this machine; listening on all of them includes the local one."""
-        return LOCALHOST if self.host == "0.0.0.0" else self.host
+    @cached_property
+    def _address(self) -> Address:
+        return Address.resolve(self.host)
 
     @property
-    def http_host(self) -> str:
+    def _http_address(self) -> Address:
         """Loopback beside TLS: what must not be read on the way must not go over HTTP either."""
-        return LOCALHOST if self.tls else self.host
+        return Address.resolve(LOCALHOST) if self.tls else self._address
+
+    @property
+    def contact(self) -> str:
+        """The address to call from this machine, over gRPC and for metrics."""
+        return str(self._address.contact)
 
     @property
     def http_contact(self) -> str:
         """The address to call over HTTP from this machine."""
-        return LOCALHOST if self.tls else self.contact
+        return str(self._http_address.contact)
 
     @property
     def http_url(self) -> str:
-        return f"http://{self.http_contact}:{self.ports.http}"
+        return f"http://{self._http_address.contact.for_url}:{self.ports.http}"
 
     @property
     def grpc_url(self) -> str:
-        return f"{'grpcs' if self.tls else 'grpc'}://{self.contact}:{self.ports.grpc}"
+        """With the name that was given for `host` where there is TLS: the certificate is for that name."""
+        scheme = "grpcs" if self.tls else "grpc"
+        is_name = self.tls and self.host.strip("[]") != str(self._address)
+        return f"{scheme}://{self.host if is_name else self._address.contact.for_url}:{self.ports.grpc}"
 
     @property
     def metrics_url(self) -> str:
-        return f"http://{self.contact}:{self.ports.metrics}/metrics"
+        return f"http://{self._address.contact.for_url}:{self.ports.metrics}/metrics"
 
     def __enter__(self) -> Server:
         try:
@@ -136,12 +145,13 @@ class Server:
         require_hardware(self.repository)
         installation = find_installation(self._tritonserver)
         leftovers.sweep_dead()
-        self.ports = self.ports.settle(self.host)
+        self.ports = self.ports.settle(str(self._address))
         self._claim = leftovers.claim(self._prefix)
         workspace = Workspace(self._prefix, installation, self.repository, self.settings)
         require_shared_memory(workspace.repository, has_native_pytorch=installation.has_native_pytorch)
         self.log = self._log or workspace.log
-        self.admin_key_file = self.admin_key.save(workspace.root, self.host, self.ports.grpc)
+        names = {self.host, str(self._address), self._address.for_url}
+        self.admin_key_file = self.admin_key.save(workspace.root, names, self.ports.grpc)
         command = [str(installation.binary.absolute()), *self._options(workspace)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -165,11 +175,11 @@ class Server:
             "--disable-auto-complete-config",
             "--strict-readiness=true",
             f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
-            f"--http-address={self.http_host}",
+            f"--http-address={self._http_address.for_http}",
             f"--http-port={self.ports.http}",
-            f"--grpc-address={self.host}",
+            f"--grpc-address={self._address.for_url}",
             f"--grpc-port={self.ports.grpc}",
-            f"--metrics-address={self.host}",
+            f"--metrics-address={self._address.for_http}",
             f"--metrics-port={self.ports.metrics}",
             "--metrics-config=summary_latencies=true",
             *self.admin_key.options,
@@ -180,18 +190,22 @@ class Server:
         ]
 
     def wait_until_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Return once the ensemble has answered a request. Raises UserError where it cannot."""
+        """Return once the ensemble has answered a request; say meanwhile what is waited for.
+
+        raises  UserError where the server cannot start
+        """
         deadline = time.monotonic() + timeout_s
-        while not self._is_answering():
-            if self.process.poll() is not None:
-                raise UserError(f"tritonserver could not start: {self.explain_failure()}")
-            if cause := find_dead_stub(self._read_log()):
-                raise UserError(f"tritonserver could not start a model's process: {cause}")
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"tritonserver is not ready after {timeout_s:.0f} s: {self.explain_failure()}"
-                )
-            time.sleep(POLL_S)
+        with says_what_it_waits_for(lambda: describe_start(self._read_log())):
+            while not self._is_answering():
+                if self.process.poll() is not None:
+                    raise UserError(f"tritonserver could not start: {self.explain_failure()}")
+                if cause := find_dead_stub(self._read_log()):
+                    raise UserError(f"tritonserver could not start a model's process: {cause}")
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"tritonserver is not ready after {timeout_s:.0f} s: {self.explain_failure()}"
+                    )
+                time.sleep(POLL_S)
         self.is_ready = True
 
     def _is_answering(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +13,7 @@ import tomli_w
 
 from diptych.errors import UserError
 from diptych.release.files import read_text, replace_text
-from diptych.release.repository import CONFIG_FILE, ENSEMBLE, STEPS
+from diptych.release.repository import CONFIG_FILE, STEPS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -108,27 +107,11 @@ def apply_settings(settings: Settings, repository: Path) -> None:
     """Write the settings into the configs of a repository; all else in them, comments too, stays."""
     texts = {path: read_text(path) for path in repository.glob(f"*/{CONFIG_FILE}")}
     for path, text in texts.items():
-        replace_text(path, _edit(text, settings, path))
+        replace_text(path, edit_config(text, settings, path))
 
 
-def copy_with_settings(settings: Settings, repository: Path, to: Path) -> None:
-    """A repository with other settings and the same files, by links. Releases that are added to the
-    original later are not seen in it.
-    """
-    for model in sorted(path for path in repository.resolve().iterdir() if path.is_dir()):
-        (to / model.name).mkdir(parents=True)
-        for path in model.iterdir():
-            if path.name == CONFIG_FILE:
-                shutil.copyfile(path, to / model.name / CONFIG_FILE)
-            elif model.name == ENSEMBLE and path.is_dir():
-                # Newer tritonservers refuse a label file that a link leads out of the model's directory.
-                shutil.copytree(path, to / model.name / path.name)
-            else:
-                (to / model.name / path.name).symlink_to(path)
-    apply_settings(settings, to)
-
-
-def _edit(text: str, settings: Settings, path: Path) -> str:
+def edit_config(text: str, settings: Settings, path: Path) -> str:
+    """One config with other settings. Raises UserError where it is not written as in model_repository/."""
     model = path.parent.name
     values: dict[str, int | str] = {r"^(max_batch_size: )\d+": settings.max_batch_size}
     if model in STEPS:

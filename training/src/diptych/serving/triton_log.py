@@ -12,6 +12,10 @@ DEAD_STUB = re.compile(
     r"Failed to preinitialize Python stub: (?P<cause>.*)|(?P<linker>error while loading .*)"
 )
 TRITON_LINE = re.compile(r"^(?P<level>[IWEF])\d{4} \d\d:\d\d:\d\d\.")
+LEVELS_OF_COMPLAINT = re.compile(r"^[WEF]\d{4} ")
+LOADING = re.compile(r'^I\d{4} .*\] "loading: ([^:"]+):\d+"', re.MULTILINE)
+LOADED = re.compile(r"^I\d{4} .*\] \"successfully loaded '([^']+)'", re.MULTILINE)
+STARTED = re.compile(r'^I\d{4} .*\] "Started HTTPService at (\S+)"', re.MULTILINE)
 TABLE_LINE = re.compile(r"^[+|]")
 # Every server without a GPU says these, and works.
 HARMLESS = ("CudaDriverHelper", "unable to create stream", "NVML", "DCGM", "pinned system memory")
@@ -31,6 +35,24 @@ def explain_failure(log: str) -> str:
         if not _is_harmless(line) and (match := ERROR_LINE.match(line)):
             return _first_words(match["cause"] or match["last"])
     return "\n".join(lines[-MAX_LINES:]) or "it wrote nothing to its log"
+
+
+def describe_start(log: str) -> str:
+    """What a server that is not ready yet is doing, in one line: the models that it still loads, or that it
+    listens; and the last warning or error, if there was one.
+    """
+    begun = dict.fromkeys(LOADING.findall(log))
+    loaded = set(LOADED.findall(log))
+    if pending := [model for model in begun if model not in loaded]:
+        doing = f"it loads {', '.join(pending)}"
+    elif listening := STARTED.findall(log):
+        doing = f"it says that it listens at {listening[-1]}, but answers nothing there"
+    else:
+        doing = "it has not begun to load models" if not begun else "it has loaded the models"
+    complaints = [
+        line for line in log.splitlines() if LEVELS_OF_COMPLAINT.match(line) and deserves_showing(line)
+    ]
+    return f"{doing}; its log: {complaints[-1].strip()}" if complaints else doing
 
 
 def find_dead_stub(log: str) -> str | None:

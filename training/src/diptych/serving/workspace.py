@@ -6,10 +6,10 @@ import os
 import shlex
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diptych.serving import leftovers
 from diptych.serving.installation import STUB, Installation
 from diptych.serving.libpython import find_libpython
 
@@ -28,7 +28,7 @@ class Workspace:
     def __init__(
         self, prefix: str, installation: Installation, repository: Path, settings: Settings | None = None
     ) -> None:
-        self.root = Path(tempfile.gettempdir(), f"{prefix}workspace")
+        self.root = leftovers.temporary_directory() / f"{prefix}workspace"
         self.root.mkdir(mode=0o700)
         self.log = self.root / "tritonserver.log"
         self.backends = self._assemble_backends(installation)
@@ -48,10 +48,10 @@ class Workspace:
     def _shell_safe(self, repository: Path, settings: Settings | None) -> Path:
         """Triton starts stubs through an unquoted shell command: a space in the path would break it."""
         if settings is not None:
-            from diptych.serving.settings import copy_with_settings  # and with it what images do without
+            from diptych.serving import tuned_copy  # and with it what images do without
 
-            copy = self.root / "tuned_repository"
-            copy_with_settings(settings, repository, copy)
+            copy = self.root / tuned_copy.DIRECTORY
+            tuned_copy.make_copy(settings, repository, copy)
             return copy
         if shlex.quote(str(repository)) == str(repository):
             return repository
