@@ -201,12 +201,13 @@ def test_a_path_in_letters_that_the_terminal_lacks_is_no_error(source: Path, tmp
     interrupted(repository)
     done = subprocess.run(
         [sys.executable, "-m", "diptych.cli", "release", "rollback", str(repository)],
+        check=False,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "\\u043c\\u043e\\u0434" in done.stdout
+    assert "Undone: version 1 serves, as before" in done.stdout
     assert journal.read(repository) is None
 
 
