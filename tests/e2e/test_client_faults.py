@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from hostile_proxy import Fault, HostileProxy
+from python_stubs import needs_python_stubs
 from tiny_repository import build_tiny_repository
 
 from diptych.serving import Server, leftovers
@@ -259,6 +260,7 @@ def test_a_server_killed_and_restarted_under_load_costs_no_call_its_deadline(
     assert len(set(ids)) == len(ids)
 
 
+@needs_python_stubs
 def test_only_a_deep_look_sees_that_a_models_process_is_dead(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from python_stubs import needs_python_stubs
 from serving_process import END_TIMEOUT_S, ServingProcess
 from tiny_repository import build_tiny_repository
 from traffic import Traffic
@@ -43,6 +44,7 @@ def draining(repository: Path) -> Iterator[ServingProcess]:
     yield from serving(repository)
 
 
+@needs_python_stubs
 def test_a_dead_stub_and_a_dead_server_are_replaced_under_load_until_a_third_fault_in_a_row(
     fragile: ServingProcess,
 ) -> None:
@@ -93,6 +95,7 @@ def test_sigterm_under_load_answers_all_that_was_accepted_and_refuses_the_rest(
     assert moved.kinds().keys() == {Answer}
 
 
+@needs_python_stubs
 def test_a_second_signal_ends_a_draining_server_at_once(draining: ServingProcess) -> None:
     with Traffic([draining.url("gRPC")], num_callers=4):
         os.kill(draining.stub_pid("image_encoder"), signal.SIGSTOP)  # so that what is in flight stays there

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from PIL import Image
+from python_stubs import needs_python_stubs
 from tiny_repository import LABELS, build_tiny_repository, script_to
 from torch import Tensor, nn
 from tritonclient.utils import InferenceServerException
@@ -130,6 +131,7 @@ def test_requests_of_different_shapes_are_all_answered(server, client):
             np.testing.assert_array_equal(answer, np.full((1, width), 2, np.float32))
 
 
+@needs_python_stubs
 def test_an_internal_error_shows_no_traceback_and_no_path_to_strangers(server, client):
     client.load_model("wrong_type", headers=server.admin_key.grpc_headers)
     ones = np.ones((1, 2), np.float32)

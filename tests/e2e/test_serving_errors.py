@@ -4,6 +4,7 @@ import shutil
 import socket
 
 import pytest
+from python_stubs import needs_python_stubs
 from tiny_repository import SOURCE, build_tiny_repository
 
 from diptych.errors import UserError
@@ -42,6 +43,7 @@ def test_one_port_for_two_purposes_is_refused(repository):
         serve(repository, http_port=port, grpc_port=0, metrics_port=port)
 
 
+@needs_python_stubs
 def test_models_that_do_not_load_are_named_with_their_cause_alone(repository, tmp_path):
     broken = tmp_path / "model_repository"
     shutil.copytree(repository, broken)

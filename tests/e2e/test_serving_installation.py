@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import pytest
+from python_stubs import needs_python_stubs
 
 from diptych.errors import UserError
 from diptych.serving import leftovers
@@ -34,6 +35,7 @@ def make_workspace(tmp_path):
     leftovers.sweep(prefix)
 
 
+@needs_python_stubs
 def test_the_wheel_gets_the_stub_of_the_running_python_and_our_pytorch_backend(make_workspace):
     workspace = make_workspace(find_installation())
     assert f"libpython{PYTHON}.so".encode() in (workspace.backends / "python" / STUB).read_bytes()
