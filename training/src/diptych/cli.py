@@ -226,7 +226,7 @@ def export(
 def serve(
     repository: Annotated[Path, typer.Argument(metavar="REPO", help="What `diptych export` made.")],
     host: Annotated[
-        str, typer.Option(help="The address or name to listen on; 0.0.0.0 or :: for all.")
+        str, typer.Option(help="The address or name to listen on; 0.0.0.0 for all, :: for all of IPv6.")
     ] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="0: any free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="0: any free one.")] = 8001,

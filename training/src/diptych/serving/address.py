@@ -33,7 +33,7 @@ class Address:
             reason = error.strerror if isinstance(error, socket.gaierror) else "is no name of a host"
             raise UserError(
                 f"--host {host}: {reason}. Expected an address of this machine, such as 127.0.0.1, ::1, "
-                "0.0.0.0 or :: for all, or a name that has one"
+                "0.0.0.0 for all, :: for all of IPv6, or a name that has one"
             ) from None
         found.sort(key=lambda entry: entry[0] != socket.AF_INET)
         address = str(found[0][4][0])
