@@ -82,7 +82,7 @@ def build_tiny_repository(to: Path) -> Path:
     for step in ("preprocess", "tally"):
         (to / step / "model.py").rename(to / step / "1/model.py")
         shutil.copy(metering.__file__, to / step / "1/metering.py")
-    shutil.copy(preprocessing.__file__, version / "preprocessing.py")
+    preprocessing.save_snapshot(version)
     preprocessing.Preprocessor(SPEC, tiny_tokenizer().to_str()).save(version)
 
     torch.manual_seed(0)

@@ -1,13 +1,15 @@
 """Triton's preprocess step, a shell: unpack the requests, call `preprocessing`, pack the answers.
 
 `diptych export` copies this file into each version directory, beside those that belong to that version:
-preprocessing.py, preprocessing.json, tokenizer.json and metering.py. It knows Triton and nothing about images
-or text. What it counts ends in metrics, which hold kinds of inputs and numbers and nothing of a caller's.
+preprocessing.py, image_files.py, preprocessing.json, tokenizer.json and metering.py. It knows Triton and
+nothing about images or text. What it counts ends in metrics, which hold kinds of inputs and numbers and
+nothing of a caller's.
 """
 
-import importlib.util
+import importlib
 import os
 import sys
+import types
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
@@ -20,6 +22,7 @@ PIXELS, TOKENS = "diptych_decoded_pixels_total", "diptych_tokens_total"
 # Gives way to the later steps where they share its cores: what is begun is finished first, and what is too
 # much waits here, or is refused, before any work is done.
 NICENESS = 10
+PACKAGE = "diptych_snapshot"
 
 
 class TritonPythonModel:
@@ -28,9 +31,9 @@ class TritonPythonModel:
     def initialize(self, args):
         os.nice(NICENESS)
         directory = Path(args["model_repository"]) / args["model_version"]
-        self._preprocessing = import_file(directory / "preprocessing.py")
+        self._preprocessing = import_snapshot(directory, "preprocessing")
         self._preprocessor = self._preprocessing.Preprocessor.load(directory)
-        metering = import_file(directory / "metering.py")
+        metering = import_snapshot(directory, "metering")
         families = [
             metering.Family(ROWS, "Items that arrived, whatever became of them."),
             metering.Family(REJECTED, "Items refused, by reason.", "reason", self._preprocessing.REASONS),
@@ -109,10 +112,9 @@ def failure(message, code):
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
-def import_file(path):
-    """Import one version's snapshot. Each instance is a process of its own: versions cannot mix."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def import_snapshot(directory, name):
+    """Import a file of this version. Each instance is a process of its own: versions cannot mix."""
+    if PACKAGE not in sys.modules:  # files of one package import one another
+        sys.modules[PACKAGE] = types.ModuleType(PACKAGE)
+        sys.modules[PACKAGE].__path__ = [str(directory)]
+    return importlib.import_module(f"{PACKAGE}.{name}")

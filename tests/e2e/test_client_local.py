@@ -90,7 +90,13 @@ def test_the_version_is_the_one_that_the_ensemble_pins(repository: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "file", ["text_encoder/1/model.pt", "preprocess/1/preprocessing.py", "preprocess/1/tokenizer.json"]
+    "file",
+    [
+        "text_encoder/1/model.pt",
+        "preprocess/1/preprocessing.py",
+        "preprocess/1/image_files.py",
+        "preprocess/1/tokenizer.json",
+    ],
 )
 def test_a_file_that_was_changed_is_not_run(repository: Path, tmp_path: Path, file: str) -> None:
     with (repository / file).open("ab") as changed:

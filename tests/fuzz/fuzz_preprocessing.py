@@ -24,7 +24,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 # Python's half alone is instrumented: the decoders in C come as wheels. Their seeds take the fuzzer in.
-with atheris.instrument_imports(include=["diptych.preprocessing", "PIL"]):
+with atheris.instrument_imports(include=["diptych.preprocessing", "diptych.image_files", "PIL"]):
     from PIL import Image, ImageDraw
 
     from diptych import preprocessing

@@ -67,7 +67,7 @@ def test_what_was_exported_and_signed_passes(repository: Path, keys: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["fusion_head/1/model.pt", "preprocess/1/model.py", "preprocess/1/preprocessing.py"]
+    "name", ["fusion_head/1/model.pt", "preprocess/1/model.py", "preprocess/1/image_files.py"]
 )
 def test_a_changed_file_is_refused(repository: Path, name: str) -> None:
     with (repository / name).open("ab") as file:

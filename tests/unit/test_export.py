@@ -96,6 +96,7 @@ def test_a_repository_holds_one_complete_version_of_every_model(exported_reposit
             "classifier/1/manifest.json",
             *(f"{step}/1/{file}" for step in ("preprocess", "tally") for file in ("model.py", "metering.py")),
             "tally/1/labels.txt",
+            "preprocess/1/image_files.py",
             "preprocess/1/preprocessing.py",
             "preprocess/1/preprocessing.json",
             "preprocess/1/tokenizer.json",

@@ -35,7 +35,8 @@ from diptych_client._retries import Deadline
 ACCEPTED = "a model repository that `diptych export` wrote"
 # One is the snapshot below, the other counts for a server's dashboards and changes nothing.
 PYTHON_STEPS = ("preprocess", "tally")
-SPEC, TOKENIZER, SNAPSHOT = "preprocessing.json", "tokenizer.json", "preprocessing.py"
+SPEC, TOKENIZER = "preprocessing.json", "tokenizer.json"
+SNAPSHOT = ("image_files", "preprocessing")  # the second imports the first
 
 
 class LocalTransport:
@@ -56,7 +57,7 @@ class LocalTransport:
         self._labels = lines.removesuffix("\n").split("\n")
         self._snapshot = _import_snapshot(release)
         self._preprocessor = self._snapshot.Preprocessor(
-            self._snapshot.PreprocessingSpec(**json.loads(release.read_part("preprocess", SPEC))),
+            self._snapshot.PreprocessingSpec.from_json(release.read_part("preprocess", SPEC).decode("utf-8")),
             release.read_part("preprocess", TOKENIZER).decode("utf-8"),
         )
         self._steps = [_Step(step, release) for step in release.steps if step.model_name not in PYTHON_STEPS]
@@ -173,10 +174,16 @@ def _load_torchscript(content: bytes) -> Any:
 
 def _import_snapshot(release: _Release) -> types.ModuleType:
     """Run the checked source, and leave no bytecode in the repository, as an import would."""
-    source = release.read_part("preprocess", SNAPSHOT)
-    module = types.ModuleType(f"diptych_preprocessing_{hashlib.sha256(source).hexdigest()}")
-    sys.modules[module.__name__] = module  # dataclasses look their module up
-    exec(compile(source, SNAPSHOT, "exec"), module.__dict__)
+    sources = {name: release.read_part("preprocess", f"{name}.py") for name in SNAPSHOT}
+    digest = hashlib.sha256(b"".join(sources.values())).hexdigest()
+    package = types.ModuleType(f"diptych_snapshot_{digest}")
+    package.__path__ = []  # files of one package import one another
+    sys.modules[package.__name__] = package
+    for name, source in sources.items():
+        module = types.ModuleType(f"{package.__name__}.{name}")
+        module.__package__ = package.__name__
+        sys.modules[module.__name__] = module  # dataclasses look their module up
+        exec(compile(source, f"{name}.py", "exec"), module.__dict__)
     return module
 
 

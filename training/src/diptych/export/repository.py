@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diptych import metering, preprocessing
+from diptych import metering
 from diptych.data.catalogue import judge_rows, read_split
 from diptych.data.items import Item
 from diptych.errors import UserError
@@ -20,6 +20,7 @@ from diptych.export.manifest import build_manifest
 from diptych.export.precision import FP32, Precision
 from diptych.export.torchscript import IMAGE_ENCODER
 from diptych.labels import LABELS_FILE, write_labels
+from diptych.preprocessing import save_snapshot
 from diptych.release import golden
 from diptych.release.asking import ask_in_process
 from diptych.release.files import replace_text
@@ -106,7 +107,7 @@ def _stage(
         (staged / step / "model.py").rename(directories[step] / "model.py")
         shutil.copy2(metering.__file__, directories[step])
     run.preprocessor.save(directories[PREPROCESS])
-    shutil.copy2(preprocessing.__file__, directories[PREPROCESS])
+    save_snapshot(directories[PREPROCESS])
     for model in (ENSEMBLE, TALLY):
         write_labels(run.labels, directories[model] / LABELS_FILE)
     write_pins(staged, version)
