@@ -13,11 +13,11 @@ from diptych.data.catalogue import labels_of, read_split
 from diptych.data.items import Item
 from diptych.export.precision import choose_precision
 from diptych.export.repository import export
-from diptych.models.backbones import build_classifier, tokenizer_json
-from diptych.preprocessing import Preprocessor
+from diptych.models.backbones import build_classifier
 from diptych.run import Run, load_run, update_metrics
 from diptych.serving.hardware import num_cores
 from diptych.serving.settings import Settings
+from diptych.train import build_preprocessor
 
 CONFIGS = Path(__file__).parents[2] / "training/configs"
 QUICKSTART, ARTICLE = "quickstart", "article"
@@ -71,14 +71,14 @@ def _article_run(directory: Path) -> Run:
     BertConfig().save_pretrained(text)
     overrides = ["image.weights=random", "text.weights=random", f"text.backbone={text}"]
     config = load_config(CONFIGS / "article.toml", overrides)
-    spec = config.spec
-    items = read_split(config.data.train_csv, config.data, labels=None, spec=spec)
+    preprocessor = build_preprocessor(config)
+    items = read_split(config.data.train_csv, config.data, labels=None, preprocessor=preprocessor)
     labels = labels_of(items)
     run = Run(
         directory=directory / "run",
         config=config,
         labels=labels,
-        preprocessor=Preprocessor(spec, tokenizer_json(config.text)),
+        preprocessor=preprocessor,
         model=build_classifier(config.image, config.text, config.fusion, len(labels)),
     )
     run.save()
@@ -89,5 +89,5 @@ def _article_run(directory: Path) -> Run:
 def _test_items(run: Run) -> list[tuple[bytes, str]]:
     data = run.config.data
     assert data.test_csv is not None
-    items: list[Item] = read_split(data.test_csv, data, labels=run.labels, spec=run.preprocessor.spec)
+    items: list[Item] = read_split(data.test_csv, data, labels=run.labels, preprocessor=run.preprocessor)
     return [(item.read_image(), item.text) for item in items[:MAX_ITEMS]]

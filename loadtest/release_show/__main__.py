@@ -78,7 +78,7 @@ def export_versions(run: Run, repository: Path, num_versions: int) -> Path:
 def read_items(run: Run) -> list[Item]:
     """Validation items with both modalities, and of each third the picture or the words alone."""
     data = run.config.data
-    items = read_split(data.val_csv, data, labels=run.labels, spec=run.preprocessor.spec)
+    items = read_split(data.val_csv, data, labels=run.labels, preprocessor=run.preprocessor)
     both = [(item.read_image(), item.text.encode()) for item in items if item.image and item.text]
     kinds = ((True, True), (True, False), (False, True))
     return [

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny_repository import tiny_tokenizer
 from tokenizers import Tokenizer, models
 
 from diptych.data.catalogue import labels_of, read_catalogue, read_split
@@ -29,6 +30,7 @@ from diptych.errors import UserError
 from diptych.preprocessing import PreprocessingSpec, Preprocessor
 
 SPEC = PreprocessingSpec(image_size_px=32, max_tokens=16)
+READER = Preprocessor(SPEC, tiny_tokenizer().to_str())
 MB = 10**6
 
 # In a process of its own, whose largest memory is what the reading took. VmHWM, because what getrusage tells
@@ -37,14 +39,15 @@ READ = """
 import json, re, sys
 from pathlib import Path
 from diptych.data.catalogue import read_catalogue
-from diptych.preprocessing import PreprocessingSpec
+from diptych.preprocessing import PreprocessingSpec, Preprocessor
 
 def peak_bytes():
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
 
 before = peak_bytes()
 spec = PreprocessingSpec(image_size_px=32, max_tokens=16)
-items = read_catalogue(sys.argv[1], labels=None, spec=spec, check_images=False)
+preprocessor = Preprocessor(spec, sys.argv[2])
+items = read_catalogue(sys.argv[1], labels=None, preprocessors=[preprocessor], check_images=False)
 growth = peak_bytes() - before
 print(json.dumps([len(items), len(items[-1].read_image()), growth]))
 """
@@ -65,7 +68,7 @@ def test_pictures_in_a_column_are_never_all_in_memory(tmp_path: Path) -> None:
     assert (tmp_path / "big.parquet").stat().st_size > 200 * MB
     growth = []
     for _ in ("copies the pictures", "finds them copied"):
-        command = [sys.executable, "-c", READ, str(tmp_path / "big.parquet")]
+        command = [sys.executable, "-c", READ, str(tmp_path / "big.parquet"), tiny_tokenizer().to_str()]
         environment = {**os.environ, "DIPTYCH_CACHE": str(tmp_path / "cache")}
         process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         num_items, num_bytes, grown_bytes = json.loads(process.stdout)
@@ -79,7 +82,7 @@ def test_pictures_in_a_column_are_never_all_in_memory(tmp_path: Path) -> None:
 
 def test_a_row_takes_little_memory_and_little_to_send(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "items.csv", [(f"{i:06}.png", f"words {i}", "art") for i in range(2000)])
-    items = read_catalogue(table, labels=None, spec=SPEC, check_images=False)
+    items = read_catalogue(table, labels=None, preprocessors=[READER], check_images=False)
     assert len(pickle.dumps(items)) / len(items) < 100 + len(str(tmp_path))
     assert not hasattr(items[0], "__dict__")
     assert items[0].category is items[-1].category
@@ -91,7 +94,9 @@ def test_items_read_their_pictures_in_another_process(tmp_path: Path, method: st
     cells = [{"bytes": b"in a cell", "path": None}, {"bytes": None, "path": "a.png"}, None]
     columns = {"image": cells, "description": ["words"] * 3, "category": ["art"] * 3}
     pq.write_table(pa.table(columns), tmp_path / "items.parquet")
-    items = read_catalogue(tmp_path / "items.parquet", labels=None, spec=SPEC, check_images=False)
+    items = read_catalogue(
+        tmp_path / "items.parquet", labels=None, preprocessors=[READER], check_images=False
+    )
     with ProcessPoolExecutor(1, mp_context=get_context(method)) as pool:
         assert list(pool.map(Item.read_image, items)) == [b"in a cell", b"by path", b""]
 
@@ -115,7 +120,7 @@ def test_unchecked_a_bad_image_is_named_by_its_row_when_it_is_read(
 ) -> None:
     (tmp_path / "notes.png").write_text("not a pictur")
     table = write_csv(tmp_path / "items.csv", [("", "fine", "art"), (picture, "bad", "art")])
-    items = read_catalogue(table, labels=["art"], spec=SPEC, check_images=False)
+    items = read_catalogue(table, labels=["art"], preprocessors=[READER], check_images=False)
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     dataset = ItemDataset(items, ["art"], Preprocessor(SPEC, tokenizer.to_str()))
     with pytest.raises(UserError) as caught:
@@ -128,7 +133,7 @@ def test_unchecked_a_bad_image_is_named_by_its_row_when_it_is_read(
 def test_other_faults_are_found_though_images_are_not_checked(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "items.csv", [("gone.png", "words", "art"), ("gone.png", "words", "")])
     with pytest.raises(UserError, match=r"1 of 2 rows cannot be used: 1 empty category\n  line 3"):
-        read_catalogue(table, labels=None, spec=SPEC, check_images=False)
+        read_catalogue(table, labels=None, preprocessors=[READER], check_images=False)
 
 
 @pytest.mark.parametrize(
@@ -144,15 +149,17 @@ def test_a_category_that_training_never_saw_is_named_with_where_labels_come_from
     train = write_csv(tmp_path / "train.csv", [("", "a brush", "art"), ("", "a saw", "tools")])
     val = write_csv(tmp_path / "val.csv", [("", "a hull", "boats"), ("", "a pen", "art")])
     data = DataConfig(train_csv=train, val_csv=val, labels=listed)
-    labels = data.labels or labels_of(read_split(data.train_csv, data, labels=data.labels, spec=SPEC))
+    labels = data.labels or labels_of(
+        read_split(data.train_csv, data, labels=data.labels, preprocessor=READER)
+    )
     complaint = (
         rf"val\.csv: 1 of 2 rows .*\n  line 2: unknown category: 'boats'\nKnown categories: {known}\. "
     )
     with pytest.raises(UserError, match=rf"{complaint}They are those of {origin}\.\n"):
-        read_split(data.val_csv, data, labels=labels, spec=SPEC)
+        read_split(data.val_csv, data, labels=labels, preprocessor=READER)
 
 
 def test_a_config_decides_what_is_checked_and_skipped(tmp_path: Path) -> None:
     table = write_csv(tmp_path / "items.csv", [("gone.png", "words", "art"), ("", "", "art")])
     data = DataConfig(train_csv=table, val_csv=table, check_images=False, skip_bad_rows=True)
-    assert [item.line for item in read_split(table, data, labels=None, spec=SPEC)] == [2]
+    assert [item.line for item in read_split(table, data, labels=None, preprocessor=READER)] == [2]

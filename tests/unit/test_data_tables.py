@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tiny_repository import tiny_tokenizer
 
 from diptych.data.catalogue import read_catalogue
 from diptych.data.items import Item
 from diptych.errors import UserError
-from diptych.preprocessing import PreprocessingSpec
+from diptych.preprocessing import PreprocessingSpec, Preprocessor
 
-SPEC = PreprocessingSpec(image_size_px=32, max_tokens=16)
+PREPROCESSOR = Preprocessor(PreprocessingSpec(image_size_px=32, max_tokens=16), tiny_tokenizer().to_str())
 
 
 def picture(colour: str = "red") -> bytes:
@@ -35,7 +36,7 @@ def write_parquet(directory: Path, name: str = "items.parquet", **columns: Any) 
 
 
 def read(path: Path | str, labels: list[str] | None = None, **options: Any) -> list[Item]:
-    return read_catalogue(path, labels=labels, spec=SPEC, **options)
+    return read_catalogue(path, labels=labels, preprocessors=[PREPROCESSOR], **options)
 
 
 def test_pictures_come_as_bytes_in_a_column(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_bad_rows_of_parquet_are_reported_by_row_number(
     path = write_parquet(tmp_path, **columns)
     with pytest.raises(UserError, match=rf"items\.parquet: 1 of 2 rows cannot be used: 1 [\s\S]*{complaint}"):
         read(path, ["art", "tools"])
-    assert [item.line for item in read(path, ["art"], skip_bad_rows=True, on_skipped=str)] == [1]
+    assert [item.line for item in read(path, ["art"], skip_bad_rows=True, on_warning=str)] == [1]
 
 
 def test_a_cell_that_is_not_utf_8_spoils_its_row_only(tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import make_catalogue
 from PIL import Image
+from typer.testing import CliRunner
 
+from diptych.cli import app
+from diptych.compare import compare_runs
 from diptych.config import load_config, save_config
 from diptych.errors import UserError
 from diptych.export.repository import export
@@ -82,3 +85,34 @@ def test_a_run_that_was_saved_without_limits_is_read(tiny_run: Run) -> None:
     assert load_run(tiny_run.directory).preprocessor.spec == tiny_run.config.spec
     found = PreprocessingSpec.from_json('{"image_size_px": 64, "max_tokens": 8, "max_costly_pixels": 5}')
     assert found == SPEC
+
+
+def test_compare_takes_a_table_without_a_column_of_categories(tiny_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("image_path,description\n,a leaf and a garden\n,fire\n")
+    compared = compare_runs(tiny_run, tiny_run, tmp_path / "items.csv")
+    assert [item.category for item in compared.items] == ["", ""]
+    assert compared.is_same.all()
+
+
+def test_compare_takes_what_both_runs_take(tiny_run: Run, tmp_path: Path) -> None:
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    (tmp_path / "items.csv").write_text("image_path,description\na.png,a leaf\n,fire\n")
+    strict = dataclasses.replace(
+        tiny_run, preprocessor=tiny_run.preprocessor.within(TrainingLimits(max_png_pixels=899))
+    )
+    for pair in ((tiny_run, strict), (strict, tiny_run)):
+        with pytest.raises(UserError, match="found 30 x 30 pixels in a PNG; accepted: at most 899 pixels"):
+            compare_runs(*pair, tmp_path / "items.csv")
+        assert len(compare_runs(*pair, tmp_path / "items.csv", skip_bad_rows=True).items) == 1
+
+
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_an_empty_image_file_is_refused_where_text_alone_would_be_answered(
+    tiny_run: Run, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "empty.jpg").touch()
+    arguments = [command, str(tiny_run.directory), "--image", str(tmp_path / "empty.jpg"), "--text", "a leaf"]
+    with pytest.raises(
+        UserError, match=r"--image .*empty\.jpg: found an empty file; accepted: an image file"
+    ):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)

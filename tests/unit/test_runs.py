@@ -202,7 +202,7 @@ def test_another_image_behind_the_same_row_is_noticed(tiny_run: Run, tmp_path: P
     table = Path(shutil.copytree(source, tmp_path / "items")) / "items.csv"
 
     def digests() -> tuple[str, str]:
-        items = read_catalogue(table, labels=None, spec=tiny_run.preprocessor.spec)
+        items = read_catalogue(table, labels=None, preprocessors=[tiny_run.preprocessor])
         return digest_items(items, "items"), digest_items(items, "items", reads_images=False)
 
     before = digests()

@@ -24,10 +24,9 @@ from diptych.fingerprint import FINGERPRINT_FILE, fingerprint_items
 from diptych.json_file import write_json
 from diptych.metrics import summarize
 from diptych.models.fusion import FUSIONS
-from diptych.preprocessing import PreprocessingSpec
 from diptych.progress import console
 from diptych.run import CONFIG_FILE, Run, read_metrics
-from diptych.train import read_catalogues, train
+from diptych.train import build_preprocessor, read_catalogues, train
 
 ABLATION_FILES = TABLE_FILE, PICTURE_FILE = "ablation.json", "ablation.png"
 
@@ -103,7 +102,7 @@ def measure_baselines(run: Run) -> dict[str, dict[str, Any]]:
     if data.test_csv is None:
         raise UserError(f"{run.directory}: has no data.test_csv")
     train_items, test_items = (
-        read_split(table, data, labels=run.labels, spec=run.preprocessor.spec)
+        read_split(table, data, labels=run.labels, preprocessor=run.preprocessor)
         for table in (data.train_csv, data.test_csv)
     )
     train_truth, test_truth = (_truth(items, run.labels) for items in (train_items, test_items))
@@ -146,9 +145,10 @@ def _digest_data(config: Config) -> dict[str, str]:
     data = config.data
     if data.test_csv is None:
         raise UserError("an ablation compares test metrics: set data.test_csv")
-    spec = PreprocessingSpec(image_size_px=config.image.size_px, max_tokens=config.text.max_tokens)
-    train_items, val_items = read_catalogues(config, spec)
-    test_items = read_split(data.test_csv, data, labels=data.labels or labels_of(train_items), spec=spec)
+    preprocessor = build_preprocessor(config)
+    train_items, val_items = read_catalogues(config, preprocessor)
+    labels = data.labels or labels_of(train_items)
+    test_items = read_split(data.test_csv, data, labels=labels, preprocessor=preprocessor)
     splits = {"training items": train_items, "validation items": val_items, "test items": test_items}
     return fingerprint_items(data, splits)
 

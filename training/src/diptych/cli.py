@@ -421,7 +421,13 @@ def _read_picture(image: Path | None) -> bytes:
         return b""
     if not image.is_file():
         raise UserError(f"--image {image}: no such file")
-    return image.read_bytes()
+    try:
+        data = image.read_bytes()
+    except OSError as error:
+        raise UserError(f"--image {image}: cannot read it: {error.strerror}") from None
+    if not data:  # 0 bytes would pass for no image
+        raise UserError(f"--image {image}: found an empty file; accepted: an image file")
+    return data
 
 
 def _print_scores(run: Path) -> None:

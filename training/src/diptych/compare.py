@@ -29,7 +29,7 @@ def compare_runs(
         table,
         labels=None,
         needs_category=False,
-        spec=old.preprocessor.spec.stricter(new.preprocessor.spec),
+        preprocessors=[old.preprocessor, new.preprocessor],
         skip_bad_rows=skip_bad_rows or data.skip_bad_rows,
         check_images=data.check_images,
     )

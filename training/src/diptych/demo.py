@@ -59,7 +59,7 @@ def choose_items(run: Run) -> list[Item]:
     data = run.config.data
     if data.test_csv is None:
         raise UserError(f"{run.directory}: has no data.test_csv to take held-out items from")
-    items = read_split(data.test_csv, data, labels=run.labels, spec=run.preprocessor.spec)
+    items = read_split(data.test_csv, data, labels=run.labels, preprocessor=run.preprocessor)
     complete = [item for item in items if item.image and item.text]
     first = {item.category: item for item in reversed(complete)}
     return [first[label] for label in run.labels if label in first][:NUM_ITEMS]

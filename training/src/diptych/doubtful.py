@@ -21,11 +21,11 @@ from diptych.config import Config
 from diptych.data.catalogue import labels_of
 from diptych.data.items import Item
 from diptych.embedding_cache import embed_items_once
-from diptych.models.backbones import build_classifier, tokenizer_json
+from diptych.models.backbones import build_classifier
 from diptych.models.classifier import Embeddings
 from diptych.plots import open_picture
-from diptych.preprocessing import PreprocessingSpec, Preprocessor
-from diptych.train import read_catalogues
+from diptych.preprocessing import PreprocessingSpec
+from diptych.train import build_preprocessor, read_catalogues
 
 NUM_FOLDS = 5
 # Strength of the probe's regularisation; 0.01 was best of 0.001, 0.003 and 0.01 on openclipart.
@@ -49,13 +49,12 @@ def find_suspects(config: Config) -> list[Suspect]:
     folds that it is not in (Northcutt et al., 2021, "Confident Learning").
     """
     torch.manual_seed(config.seed)  # backbones may be random
-    spec = config.spec
-    train_items, val_items = read_catalogues(config, spec)
+    preprocessor = build_preprocessor(config)
+    train_items, val_items = read_catalogues(config, preprocessor)
     items = [*train_items, *val_items]
     labels = config.data.labels or labels_of(train_items)
     truth = np.array([labels.index(item.category) for item in items])
     model = build_classifier(config.image, config.text, config.fusion, len(labels))
-    preprocessor = Preprocessor(spec, tokenizer_json(config.text))
     embeddings = embed_items_once(model, items, preprocessor, title="all items")
     probabilities = cross_val_predict(
         linear_probe(),

@@ -96,7 +96,7 @@ def answer_test_set(run: Run) -> Evaluation:
     data = run.config.data
     if data.test_csv is None:
         raise UserError(f"{run.directory}: has no data.test_csv; name a table with --set data.test_csv=FILE")
-    items = read_split(data.test_csv, data, labels=run.labels, spec=run.preprocessor.spec)
+    items = read_split(data.test_csv, data, labels=run.labels, preprocessor=run.preprocessor)
     embeddings = embed_items_once(run.model, items, run.preprocessor, title="test items")
     return Evaluation(
         run=run,

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from diptych.data.categories import control_character
 from diptych.errors import UserError
 
 LABELS_FILE = "labels.txt"
@@ -21,7 +22,7 @@ def check_labels(labels: Sequence[str], where: str) -> None:
             raise UserError(f"{where}: found {label!r} {count} times; each label is named once")
         if not label or label != label.strip():
             raise UserError(f"{where}: found {label!r}; a label is not empty and has no space at its ends")
-        if not label.isprintable():
+        if control_character(label):
             raise UserError(f"{where}: found {label!r}; a label has no line break and no control character")
     if len(labels) < 2:
         found = f"only {labels[0]!r}" if labels else "none"

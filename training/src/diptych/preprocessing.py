@@ -293,6 +293,10 @@ class Preprocessor:
             found = f"byte 0x{data[error.start]:02x} at offset {error.start}, which is not UTF-8"
             raise InvalidInput("text", found, "UTF-8", TEXT_NOT_UTF8) from None
 
+    def has_text(self, text: str) -> bool:
+        """Whether the tokenizer finds a token of its own in it. In characters of no width most find none."""
+        return len(self._tokenizer.encode(text).ids) > self._num_special_tokens
+
     def tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokenise to one fixed length, so that all requests have one shape and batch together.
 

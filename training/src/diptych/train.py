@@ -30,7 +30,7 @@ from diptych.models.classifier import Classifier, Embeddings
 from diptych.parallel import choose_precision, from_main, gather_interleaved, start_accelerator
 from diptych.plots import plot_history
 from diptych.predict import classify
-from diptych.preprocessing import PreprocessingSpec, Preprocessor
+from diptych.preprocessing import Preprocessor
 from diptych.progress import progress_bar
 from diptych.run import HISTORY_FILE, METRICS_FILE, Run
 from diptych.run_directory import UNFINISHED, begin_run, finish_run
@@ -51,14 +51,13 @@ def train(config: Config, out: Path) -> Run:
         from_main(accelerator, lambda: stack.enter_context(begin_run(out)))
 
         # Load. One process reads and judges the catalogues, all get the items.
-        spec = config.spec
-        train_items, val_items = from_main(accelerator, lambda: read_catalogues(config, spec))
+        preprocessor = build_preprocessor(config)
+        train_items, val_items = from_main(accelerator, lambda: read_catalogues(config, preprocessor))
         labels = config.data.labels or labels_of(train_items)
         val_truth = torch.tensor([labels.index(item.category) for item in val_items])
 
         # Build.
         model = build_classifier(config.image, config.text, config.fusion, len(labels))
-        preprocessor = Preprocessor(spec, tokenizer_json(config.text))
         run = Run(directory=directory, config=config, labels=labels, preprocessor=preprocessor, model=model)
         belongs_to = from_main(accelerator, lambda: fingerprint(run, train_items, val_items))
         trainer = Trainer(run, train_items, accelerator, belongs_to)
@@ -131,17 +130,23 @@ def explain_failed_writing(out: Path) -> Iterator[None]:
         ) from error
 
 
-def read_catalogues(config: Config, spec: PreprocessingSpec) -> tuple[list[Item], list[Item]]:
+def build_preprocessor(config: Config) -> Preprocessor:
+    """What turns a run's items into tensors, within the limits of training."""
+    return Preprocessor(config.spec, tokenizer_json(config.text))
+
+
+def read_catalogues(config: Config, preprocessor: Preprocessor) -> tuple[list[Item], list[Item]]:
     """Training and validation items. A validation category that training never saw is an error."""
     data = config.data
     if data.labels is not None:
         check_labels(data.labels, "data.labels")
-    train_items = read_split(data.train_csv, data, labels=data.labels, spec=spec)
+    train_items = read_split(data.train_csv, data, labels=data.labels, preprocessor=preprocessor)
     found = labels_of(train_items)
     check_labels(found, f"{data.train_csv}: the categories")
     if unseen := [label for label in data.labels or () if label not in found]:
         warn(f"{data.train_csv}: no item of {', '.join(unseen)}, which data.labels names: never answered")
-    return train_items, read_split(data.val_csv, data, labels=labels_of(train_items), spec=spec)
+    val_items = read_split(data.val_csv, data, labels=labels_of(train_items), preprocessor=preprocessor)
+    return train_items, val_items
 
 
 def embed_validation(

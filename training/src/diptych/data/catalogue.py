@@ -6,23 +6,27 @@ reporting the bad ones. Held in memory: the rows without their pictures, about h
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from diptych.data import categories
 from diptych.data.config import DataConfig
 from diptych.data.csv_table import read_csv
-from diptych.data.items import BadRow, Item, is_parquet, unit_of
+from diptych.data.items import BadRow, Item, OddCell, unit_of
 from diptych.data.location import Location
 from diptych.data.parquet_table import read_parquet
+from diptych.data.table_file import DAMAGED, is_parquet
 from diptych.errors import UserError
-from diptych.preprocessing import InvalidInput, PreprocessingSpec, fit_image
+from diptych.preprocessing import InvalidInput, PreprocessingSpec, Preprocessor, fit_image
 from diptych.progress import console, progress_bar
 
 UNKNOWN_CATEGORY = "unknown category"
 ROWS_AT_ONCE = 256  # in the pool: a queue of millions would take more memory than the rows
+MAX_LISTED = 20  # of what is only a warning
 
 
 def warn(message: str) -> None:
@@ -31,7 +35,7 @@ def warn(message: str) -> None:
 
 
 def read_split(
-    table: Location, data: DataConfig, *, labels: Sequence[str] | None, spec: PreprocessingSpec
+    table: Location, data: DataConfig, *, labels: Sequence[str] | None, preprocessor: Preprocessor
 ) -> list[Item]:
     """`read_catalogue` as a config wants it.
 
@@ -42,7 +46,7 @@ def read_split(
         table,
         labels=labels,
         labels_from="data.labels" if labels == data.labels else f"data.train_csv ({data.train_csv})",
-        spec=spec,
+        preprocessors=[preprocessor],
         skip_bad_rows=data.skip_bad_rows,
         check_images=data.check_images,
     )
@@ -52,28 +56,36 @@ def read_catalogue(
     table: Path | str,
     *,
     labels: Sequence[str] | None,
-    spec: PreprocessingSpec,
+    preprocessors: Sequence[Preprocessor],
     labels_from: str = "",
     skip_bad_rows: bool = False,
     check_images: bool = True,
     needs_category: bool = True,
-    on_skipped: Callable[[str], None] = warn,
+    on_warning: Callable[[str], None] = warn,
 ) -> list[Item]:
     """All items of a CSV or Parquet file, local or behind an fsspec URL.
 
     labels          the known categories; None: any
+    preprocessors   of the models that will be asked: what one of them refuses is a bad row
     labels_from     where they come from, for the report
     check_images    decode every image once to see that it can be
-    needs_category  whether a row without one is bad
-    on_skipped      takes the report on bad rows, where they are skipped
+    needs_category  whether a row without one is bad, and a table without that column
+    on_warning      takes the report on bad rows, where they are skipped, and on what looks odd
     raises          UserError with that report, where they are not
     """
     table = Location.resolve(str(table))
-    rows = list(read_rows(table))
+    rows, odd_cells = [], []
+    for row in read_rows(table, needs_category=needs_category):
+        if isinstance(row, OddCell):
+            odd_cells.append(row)
+        else:
+            rows.append(row)
+    if odd_cells:
+        on_warning(f"{table}: {_report_on_odd(odd_cells)}")
     judged = judge_rows(
         rows,
         labels,
-        spec,
+        preprocessors,
         check_images=check_images,
         needs_category=needs_category,
         title=f"Checking {table.name}",
@@ -81,15 +93,17 @@ def read_catalogue(
     items = [row for row in judged if isinstance(row, Item)]
     bad_rows = [row for row in judged if isinstance(row, BadRow)]
     if bad_rows:
-        report = f"{table}: {report_on(bad_rows, len(rows), unit_of(table))}"
+        report = f"{table}: {report_on(bad_rows, len(items), unit_of(table))}"
         if labels is not None and any(row.reason == UNKNOWN_CATEGORY for row in bad_rows):
             report += f"\nKnown categories: {', '.join(labels)}."
             report += f" They are those of {labels_from}." if labels_from else ""
         if not skip_bad_rows:
             raise UserError(f"{report}\nMend them, or leave them out with --skip-bad-rows.")
-        on_skipped(f"{report}\nThey are left out.")
+        on_warning(f"{report}\nThey are left out.")
     if not items:
         raise UserError(f"{table}: no usable row in it")
+    if labels is None and (found := categories.warning_on(Counter(item.category for item in items))):
+        on_warning(f"{table}: {found}")
     return items
 
 
@@ -98,18 +112,24 @@ def labels_of(items: Iterable[Item]) -> list[str]:
     return sorted({item.category for item in items})
 
 
-def read_rows(table: Location) -> Iterator[Item | BadRow]:
-    """The rows as they stand in the file, places of images resolved, nothing else looked at."""
+def read_rows(table: Location, *, needs_category: bool = True) -> Iterator[Item | BadRow | OddCell]:
+    """The rows as they stand in the file, places of images resolved, nothing else looked at.
+
+    needs_category  whether there must be a column of that name
+    """
+    read = read_parquet if is_parquet(table) else read_csv
     try:
-        yield from read_parquet(table) if is_parquet(table) else read_csv(table)
+        yield from read(table, needs_category=needs_category)
     except OSError as error:
         raise UserError(f"{table}: cannot read it: {error.strerror or error}") from None
+    except DAMAGED as error:
+        raise UserError(f"{table}: cannot read it, it is damaged: {error}") from None
 
 
 def judge_rows(
     rows: Sequence[Item | BadRow],
     labels: Collection[str] | None,
-    spec: PreprocessingSpec,
+    preprocessors: Sequence[Preprocessor],
     *,
     check_images: bool,
     needs_category: bool,
@@ -117,10 +137,12 @@ def judge_rows(
 ) -> list[Item | BadRow]:
     """Each row that cannot be used as a BadRow in its place."""
 
+    spec = functools.reduce(PreprocessingSpec.stricter, [each.spec for each in preprocessors])
+
     def judge(row: Item | BadRow) -> Item | BadRow:
         if isinstance(row, BadRow):
             return row
-        fault = _text_fault(row, spec)
+        fault = _text_fault(row, spec, preprocessors)
         if row.category or needs_category:
             fault = _category_fault(row, labels) or fault
         return fault or (_image_fault(row, spec) if check_images else None) or row
@@ -137,14 +159,22 @@ def judge_rows(
 def _category_fault(item: Item, labels: Collection[str] | None) -> BadRow | None:
     if not item.category:
         return BadRow(line=item.line, reason="empty category")
+    character = categories.control_character(item.category)
+    if character is not None:
+        detail = f"{item.category!r} holds U+{ord(character):04X}; accepted: {categories.ACCEPTED}"
+        return BadRow(line=item.line, reason="unusable category", detail=detail)
     if labels is not None and item.category not in labels:
-        return BadRow(line=item.line, reason=UNKNOWN_CATEGORY, detail=repr(item.category))
+        like = categories.nearest(item.category, labels)
+        shown = categories.show(item.category)
+        detail = f"{shown}, which looks like {categories.show(like)}" if like else shown
+        return BadRow(line=item.line, reason=UNKNOWN_CATEGORY, detail=detail)
     return None
 
 
-def _text_fault(item: Item, spec: PreprocessingSpec) -> BadRow | None:
-    if not item.text and item.image is None:
-        return BadRow(line=item.line, reason="neither image nor text")
+def _text_fault(item: Item, spec: PreprocessingSpec, preprocessors: Sequence[Preprocessor]) -> BadRow | None:
+    if item.image is None and not all(each.has_text(item.text) for each in preprocessors):
+        detail = f"the tokenizer finds nothing in {item.text[:40]!a}" if item.text else ""
+        return BadRow(line=item.line, reason="neither image nor text", detail=detail)
     num_bytes = len(item.text.encode())
     if num_bytes > spec.max_text_bytes:
         detail = f"{num_bytes:,} bytes, at most {spec.max_text_bytes:,}"
@@ -166,11 +196,26 @@ def _image_fault(item: Item, spec: PreprocessingSpec) -> BadRow | None:
     return None
 
 
-def report_on(bad_rows: Sequence[BadRow], num_rows: int, unit: str) -> str:
-    """How many of which kind, then every one of them by its line or row."""
-    counts = Counter(row.reason for row in bad_rows)
-    summary = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
-    lines = [f"{len(bad_rows):,} of {num_rows:,} rows cannot be used: {summary}"]
+def report_on(bad_rows: Sequence[BadRow], num_good: int, unit: str) -> str:
+    """How many of which kind, then every one of them by its lines or row."""
+    counts: Counter[str] = Counter()
     for row in bad_rows:
-        lines.append(f"  {unit} {row.line}: {row.reason}" + (f": {row.detail}" if row.detail else ""))
+        counts[row.reason] += row.num_rows
+    num_bad = sum(counts.values())
+    summary = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+    lines = [f"{num_bad:,} of {num_bad + num_good:,} rows cannot be used: {summary}"]
+    for row in bad_rows:
+        place = f"{unit} {row.line}" if row.num_rows == 1 else f"{unit}s {row.line} to {row.last_line}"
+        lines.append(f"  {place}: {row.reason}" + (f": {row.detail}" if row.detail else ""))
+    return "\n".join(lines)
+
+
+def _report_on_odd(cells: Sequence[OddCell]) -> str:
+    lines = ["a quote may be missing, and rows be lost in a cell that is improbably long:"]
+    for cell in cells[:MAX_LISTED]:
+        lines.append(
+            f"  lines {cell.line} to {cell.last_line}: one row, a cell of {cell.num_chars:,} characters"
+        )
+    if len(cells) > MAX_LISTED:
+        lines.append(f"  and {len(cells) - MAX_LISTED:,} more")
     return "\n".join(lines)

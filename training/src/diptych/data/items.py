@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from diptych.data.location import Location
+from diptych.data.table_file import is_parquet
 from diptych.errors import UserError
 
 
@@ -58,24 +59,42 @@ class Item:
 
     def read_image(self) -> bytes:
         """The image file, read anew each time; empty where the item has none. Raises UnusableItem."""
+        if self.image is None:
+            return b""
         try:
-            return self.image.read_bytes() if self.image else b""
+            data = self.image.read_bytes()
         except (OSError, ValueError) as error:
             raise UnusableItem(f"{self.place}: cannot read its image {self.image}: {error}") from None
+        if not data:  # 0 bytes would pass for an item without an image
+            raise UnusableItem(f"{self.place}: its image {self.image} is an empty file")
+        return data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BadRow:
-    """One row that cannot be used: `reason` names the kind of fault, `detail` what this row holds."""
+    """One row that cannot be used: `reason` names the kind of fault, `detail` what this row holds.
+
+    last_line  of the lines that are lost with it, where a broken quote swallows more than one
+    """
 
     line: int
     reason: str
     detail: str = ""
+    last_line: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows are lost, as far as can be told: a line is a row."""
+        return (self.last_line or self.line) - self.line + 1
 
 
-def is_parquet(table: Location) -> bool:
-    """By the name alone: .parquet or .pq; everything else is CSV."""
-    return table.name.lower().endswith((".parquet", ".pq"))
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class OddCell:
+    """A cell of a row that can be used, so long that a quote may be missing and other rows be in it."""
+
+    line: int
+    last_line: int
+    num_chars: int
 
 
 def unit_of(table: Location) -> str:

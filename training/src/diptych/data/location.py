@@ -16,6 +16,8 @@ URL = re.compile(
     r"(?P<head>(?:[A-Za-z][\w.+-]*::)*[A-Za-z][\w.+-]*://)(?P<path>.*?)(?P<tail>::.*)?", re.DOTALL
 )
 
+NOT_FOUND = (404, 410)  # of HTTP. To fsspec a host without an answer is a file not found too.
+
 T = TypeVar("T")
 
 
@@ -84,7 +86,12 @@ class Location(str):
 
         try:
             return act(*url_to_fs(str(self)))
-        except FileNotFoundError:  # each filesystem has words of its own, or none
+        except FileNotFoundError as error:  # each filesystem has words of its own, or none
+            cause = error.__cause__
+            if cause is not None and getattr(cause, "status", NOT_FOUND[0]) not in NOT_FOUND:
+                raise OSError(str(cause)) from error
+            if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):  # no connection
+                raise OSError(str(cause)) from error
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from None
         except OSError:
             raise

@@ -6,6 +6,7 @@ So a column of pictures is copied to a plain file once (picture_copy.py), and an
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from diptych.data.items import BadRow, Item
 from diptych.data.location import Location
 from diptych.data.picture_copy import PictureCopy, copy_pictures
+from diptych.data.table_file import HEAD_BYTES, PARQUET_MAGIC, refuse_other_kinds
 from diptych.errors import UserError
 
 REQUIRED = ("description", "category")
@@ -26,12 +28,19 @@ ROWS_AT_ONCE = 16_384  # of short strings: a few MB
 ONE_PAGE_AT_A_TIME = {"pre_buffer": False, "buffer_size": 2**20}
 
 
-def read_parquet(table: Location) -> Iterator[Item | BadRow]:
-    """Image paths resolved, pictures copied, nothing else looked at. A few rows at a time are in memory."""
+def read_parquet(table: Location, *, needs_category: bool = True) -> Iterator[Item | BadRow]:
+    """Image paths resolved, pictures copied, nothing else looked at. A few rows at a time are in memory.
+
+    needs_category  whether there must be a column of that name; without it, every category is empty
+    """
     try:
-        with table.open() as source, pq.ParquetFile(source, **ONE_PAGE_AT_A_TIME) as parquet:
+        with contextlib.ExitStack() as stack:
+            source = stack.enter_context(table.open())
+            refuse_other_kinds(source.read(HEAD_BYTES), table, expected=PARQUET_MAGIC)
+            source.seek(0)
+            parquet = stack.enter_context(pq.ParquetFile(source, **ONE_PAGE_AT_A_TIME))
             schema = parquet.schema_arrow
-            _check_columns(schema, table)
+            _check_columns(schema, table, needs_category)
             pictures = paths = None
             if "image_path" in schema.names:
                 paths = "image_path"
@@ -50,8 +59,9 @@ def _rows(
     parquet: pq.ParquetFile, table: Location, pictures: PictureCopy | None, paths: str | None
 ) -> Iterator[Item | BadRow]:
     number = 0
-    for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=[*REQUIRED, *([paths] if paths else [])]):
-        columns = [_column(batch, name) for name in REQUIRED]
+    present = [name for name in REQUIRED if name in parquet.schema_arrow.names]
+    for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=[*present, *([paths] if paths else [])]):
+        columns = [_column(batch, name) if name in present else [b""] * len(batch) for name in REQUIRED]
         columns.append(_column(batch, paths) if paths else [b""] * len(batch))
         for cells in zip(*columns, strict=True):
             number += 1
@@ -81,15 +91,21 @@ def _column(batch: pa.RecordBatch, name: str) -> list[bytes]:
     return [value or b"" for value in values]
 
 
-def _check_columns(schema: pa.Schema, table: Location) -> None:
-    missing = [name for name in REQUIRED if name not in schema.names]
+def _check_columns(schema: pa.Schema, table: Location, needs_category: bool) -> None:
+    wanted = [name for name in REQUIRED if needs_category or name != "category"]
+    missing = [name for name in wanted if name not in schema.names]
     if not {"image", "image_path"} & set(schema.names):
         missing.insert(0, "image_path or image")
     if missing:
         raise UserError(
             f"{table}: no column {', '.join(missing)}. Found: {', '.join(schema.names) or 'nothing'}; "
-            f"required: image_path or image, {', '.join(REQUIRED)}."
+            f"required: image_path or image, {', '.join(wanted)}."
         )
+    for name in (*REQUIRED, "image_path", "image"):
+        if schema.names.count(name) > 1:
+            raise UserError(
+                f"{table}: {schema.names.count(name)} columns are named {name}. Rename all but one."
+            )
     for field in schema:
         if field.name in (*REQUIRED, "image_path") and not _holds_text(field.type):
             expected = EXPECTED_TEXT

@@ -201,12 +201,11 @@ def _as_served(run: Run) -> Run:
 def _validation_items(run: Run) -> list[Item]:
     """Those that the server will take."""
     data = run.config.data
-    items = read_split(data.val_csv, data, labels=run.labels, spec=run.preprocessor.spec)
-    spec = _as_served(run).preprocessor.spec
+    items = read_split(data.val_csv, data, labels=run.labels, preprocessor=run.preprocessor)
     judged = judge_rows(
         items,
         None,
-        spec,
+        [_as_served(run).preprocessor],
         check_images=True,
         needs_category=True,
         title="Choosing what the server takes",

@@ -199,7 +199,7 @@ def shadow_release(
 ) -> None:
     """Ask a version, before it serves, and the one that serves about the same items."""
     from diptych.comparison import summarize
-    from diptych.release.shadow import shadow, spec_of
+    from diptych.release.shadow import preprocessor_of, shadow
     from diptych.report.comparison_page import write_comparison
 
     version = _newest(repository) if version is None else version
@@ -217,9 +217,8 @@ def shadow_release(
     old, new = comparison.old.name, comparison.new.name
     notes = {"repository": str(repository), "server": server, "items": str(catalogue)}
     notes["serves"], notes["shadows it"] = old, new
-    write_comparison(
-        comparison, out, spec_of(repository, version), title=f"{old}, which serves, and {new}", notes=notes
-    )
+    spec = preprocessor_of(repository, version).spec
+    write_comparison(comparison, out, spec, title=f"{old}, which serves, and {new}", notes=notes)
     typer.echo(f"{summarize(comparison)}\nEverything that they disagree on: {out}. {old} still serves.")
 
 

@@ -14,7 +14,7 @@ from diptych.comparison import Comparison, Side
 from diptych.data.catalogue import read_catalogue
 from diptych.data.items import Item
 from diptych.errors import UserError
-from diptych.preprocessing import PreprocessingSpec, Preprocessor
+from diptych.preprocessing import Preprocessor
 from diptych.progress import wait_for
 from diptych.release.activation import load_steps, require_same_repository
 from diptych.release.control import Control, Refused
@@ -58,7 +58,7 @@ def shadow(
         catalogue,
         labels=None,
         needs_category=False,
-        spec=spec_of(repository, version),
+        preprocessors=[preprocessor_of(repository, version)],
         skip_bad_rows=skip_bad_rows,
         check_images=False,  # what a version refuses is part of the comparison
     )
@@ -76,10 +76,10 @@ def shadow(
     return Comparison(items=items, old=old, new=new)
 
 
-def spec_of(repository: Path, version: int) -> PreprocessingSpec:
-    """What a version takes. Raises UserError where the repository does not hold it."""
+def preprocessor_of(repository: Path, version: int) -> Preprocessor:
+    """A version's. Raises UserError where the repository does not hold it."""
     read_manifest(repository, version)
-    return Preprocessor.load(repository / STEPS[0] / str(version)).spec
+    return Preprocessor.load(repository / STEPS[0] / str(version))
 
 
 @contextlib.contextmanager

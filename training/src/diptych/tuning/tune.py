@@ -93,7 +93,11 @@ def tune(
 
 def read_mix(catalogue: Path) -> list[tuple[bytes, str]]:
     """The items of a table, as they are. Raises UserError where none can be used."""
-    rows = [row for row in read_rows(Location.resolve(str(catalogue))) if isinstance(row, Item)]
+    rows = [
+        row
+        for row in read_rows(Location.resolve(str(catalogue)), needs_category=False)
+        if isinstance(row, Item)
+    ]
     if not rows:
         raise UserError(f"{catalogue}: no row that can be used")
     step = max(1, len(rows) // MAX_ITEMS)
