@@ -11,8 +11,8 @@ from pathlib import Path
 
 from diptych.errors import UserError
 from diptych.serving import children, leftovers
-from diptych.serving.ports import Ports
 from diptych.serving.address import LOCALHOST
+from diptych.serving.ports import Ports
 from diptych_client import Client, DiptychError, Retries
 
 START_TIMEOUT_S = 300.0
