@@ -15,7 +15,7 @@ from PIL import Image
 
 from diptych_client import InvalidInput, Limits
 from diptych_client._image_files import read_header
-from diptych_client._inputs import InputRules, encode_image
+from diptych_client._inputs import InputRules, encode_image, is_at_hand
 
 # Small, so that the tests are fast: 100 x 100 pixels of a JPEG go out as they are, 40 x 40 of other files.
 # Up to 60 x 60 are converted.
@@ -316,6 +316,36 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def _small_exif(num_bytes: int) -> bytes:
     return b"MM\0*" + struct.pack(">LH", 8, 0) + b"\x55" * (num_bytes - 10)
+
+
+def test_files_that_go_out_as_they_are_need_no_pillow(tmp_path: Path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(save(drawing(SMALL), "JPEG"))
+    code = """
+import sys
+from diptych_client._inputs import encode_image
+print(len(encode_image(sys.argv[1])), {"PIL", "numpy"} & set(sys.modules))
+"""
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == f"{path.stat().st_size} set()\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (None, True),
+        (b"no image", True),
+        (save(drawing(SMALL), "PNG"), True),
+        (save(drawing(LARGE), "PNG"), False),
+        (memoryview(save(drawing(SMALL), "TIFF")), False),
+        ("photo.jpg", False),
+        (io.BytesIO(b"a file"), False),
+        (drawing(SMALL), False),
+    ],
+)
+def test_what_must_be_read_or_decoded_is_known_beforehand(image: object, expected: bool):
+    assert is_at_hand(image, RULES) == expected
 
 
 def test_a_decompression_bomb_is_refused_unopened():

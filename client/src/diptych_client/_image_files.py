@@ -10,6 +10,13 @@ import dataclasses
 import re
 import struct
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diptych_client._inputs import Limits
+
+# Pillow reads the comments of a GIF in quadratic time. The server takes a GIF as it is, or does not.
+NEVER_DECODED = "GIF"
 
 # As many segments as the server reads before it gives up.
 _MAX_SEGMENTS = 6_000
@@ -42,6 +49,26 @@ class Header:
     @property
     def pixels(self) -> int:
         return self.width * self.height
+
+    def is_taken(self, limits: Limits) -> bool:
+        """Whether a server with these limits takes the file."""
+        return (
+            0 < limits.max_pixels(self.format) >= self.pixels
+            and self.coefficients <= limits.max_jpeg_coefficients
+            and self.scanned_samples <= limits.max_jpeg_scanned_samples
+        )
+
+
+def needs_decoding(data: bytes, limits: Limits, shrink_to_px: int | None) -> Header | None:
+    """The header of a file that cannot go out as it is; None for one that can.
+
+    What is no image at all goes out untouched too: the server is the judge of it, and says what it found.
+    """
+    header = read_header(data)
+    if header is None or not header.is_taken(limits):
+        return header
+    is_small = shrink_to_px is None or max(header.width, header.height) <= shrink_to_px
+    return None if is_small or header.format == NEVER_DECODED else header
 
 
 def read_header(data: bytes) -> Header | None:

@@ -1,7 +1,4 @@
-"""Makes of any image a file that the server takes. Owns Pillow.
-
-A file that the server takes goes out as it is. Pillow sees only what has to be decoded.
-"""
+"""Makes of any image a file that the server takes. Owns Pillow, which sees only what has to be decoded."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from diptych_client._errors import InvalidInput
-from diptych_client._image_files import Header, bare, orientation_of, read_header
+from diptych_client._image_files import NEVER_DECODED, Header, bare, orientation_of
 
 if TYPE_CHECKING:
     from diptych_client._inputs import Limits
@@ -32,8 +29,6 @@ _PNG_COMPRESS_LEVEL = 1
 _JPEG_QUALITY = 95
 _JPEG_QUALITY_SHRUNK = 90
 
-# Not decoded here: Pillow reads the comments of a GIF in quadratic time. The server takes it or does not.
-_NEVER_DECODED = "GIF"
 # Of a progressive JPEG: a second of decoding.
 _MAX_CONVERTED_SAMPLES = 1_000_000_000
 _HOW_TO_READ = {"AVIF": "pillow 11.3 or later", "HEIC": "pillow-heif (pip install 'diptych-client[heic]')"}
@@ -50,30 +45,15 @@ _TURNS = {
 }
 
 
-def fit(data: bytes, limits: Limits, shrink_to_px: int | None) -> bytes:
-    """An encoded file as the server takes it: as it is, where that is possible.
+def convert(data: bytes, header: Header, limits: Limits, shrink_to_px: int | None) -> bytes:
+    """A file that cannot go out as it is, in a form that the server takes.
 
-    What is no image at all goes out untouched: the server is the judge of it, and says what it found.
-    Raises InvalidInput for too many pixels, and for a file that must be converted and cannot be read.
+    Raises InvalidInput for too many pixels, and for a file that cannot be read.
     """
-    header = read_header(data)
-    if header is None:
-        return data
-    most = limits.max_pixels(header.format)
-    is_taken = (
-        most > 0
-        and header.pixels <= most
-        and header.coefficients <= limits.max_jpeg_coefficients
-        and header.scanned_samples <= limits.max_jpeg_scanned_samples
-    )
-    if is_taken and (shrink_to_px is None or max(header.width, header.height) <= shrink_to_px):
-        return data
-    if header.format == _NEVER_DECODED:
-        if is_taken:
-            return data
-        raise _too_many(header, limits)
-    if is_taken:
+    if header.is_taken(limits):
         return _shrunk(data, header, shrink_to_px or 0)
+    if header.format == NEVER_DECODED:
+        raise _too_many(header, limits)
     return _converted(data, header, limits, shrink_to_px)
 
 
@@ -215,6 +195,6 @@ def _too_many(header: Header, limits: Limits) -> InvalidInput:
     if header.scanned_samples > _MAX_CONVERTED_SAMPLES:
         return InvalidInput.refusing("image", f"{found} of very many scans", "a baseline JPEG")
     most = limits.max_pixels(header.format)
-    if header.format != _NEVER_DECODED:
+    if header.format != NEVER_DECODED:
         most = max(most, limits.max_converted_pixels)
     return InvalidInput.refusing("image", found, f"at most {most:,} pixels in a {header.format}")

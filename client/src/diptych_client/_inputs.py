@@ -1,7 +1,7 @@
 """Turns what a caller holds into the two byte strings that a request carries.
 
-Files and arrays become an encoded image. An encoded image stays as it is, unless it is to be shrunk.
-Pillow and numpy are imported only when an image needs them: `_images.py` owns Pillow.
+Files and arrays become an encoded image. An encoded image that the server takes stays as it is. Pillow and
+numpy are imported only when an image must be decoded or encoded: `_images.py` owns Pillow.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypedDict
 
 from diptych_client._errors import InvalidInput
+from diptych_client._image_files import needs_decoding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,9 +146,19 @@ def encode_image(image: ImageInput, rules: InputRules = _DEFAULT_RULES) -> bytes
     else:
         raise InvalidInput.refusing("image", _describe(image), ACCEPTED_IMAGE)
     _checked_size(data, rules.limits)
+    header = needs_decoding(data, rules.limits, rules.shrink_to_px)
+    if header is None:
+        return data
     from diptych_client import _images
 
-    return _checked_size(_images.fit(data, rules.limits, rules.shrink_to_px), rules.limits)
+    return _checked_size(_images.convert(data, header, rules.limits, rules.shrink_to_px), rules.limits)
+
+
+def is_at_hand(image: ImageInput, rules: InputRules) -> bool:
+    """Whether an image becomes bytes without waiting for a disk or a network, and without being decoded."""
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return needs_decoding(bytes(image), rules.limits, rules.shrink_to_px) is None
+    return image is None
 
 
 def _read_named(name: str, rules: InputRules) -> bytes:
