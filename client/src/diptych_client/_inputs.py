@@ -44,6 +44,8 @@ ACCEPTED_FILE = "an encoded image file, or None for no image"
 # Fetching what strangers name would let them reach this host's private network (server-side request forgery).
 ACCEPTED_FOR_URL = "a path or bytes: URLs are never fetched, unless the client has a `fetch` that you trust"
 
+READ_AT_ONCE_BYTES = 2**20
+
 _URL = re.compile(r"(data:|[a-z][a-z0-9+.-]*://)", re.IGNORECASE)
 
 Fetch = Callable[[str], bytes]
@@ -175,35 +177,51 @@ def _read_named(name: str, rules: InputRules) -> bytes:
 def _read_path(path: str, limits: Limits) -> bytes:
     try:
         with open(path, "rb") as file:
-            data = file.read(limits.max_image_bytes + 1)
+            data = _read_to_end(file, limits)
             size = os.fstat(file.fileno()).st_size
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        reason = (isinstance(error, OSError) and error.strerror) or error
-        raise InvalidInput.refusing("image", f"{path[:200]!r} ({reason})", "a readable file") from error
+        found = f"{path[:200]!r} ({_reason_of(error)})"
+        raise InvalidInput.refusing("image", found, "a readable file") from error
     if len(data) > limits.max_image_bytes:
         raise _too_large(f"{path[:200]!r} of {size:,} bytes", limits)
     return _not_empty(data, f"{path!r}, an empty file")
 
 
 def _read_file(file: IO[bytes], limits: Limits) -> bytes:
-    """Read to the end: one `read` of a raw pipe or socket returns what has arrived so far."""
+    try:
+        data = _read_to_end(file, limits)
+    except _NotBytes as error:
+        accepted = "a file object in binary mode that waits for its data"
+        raise InvalidInput.refusing("image", f"a file object that reads {error}", accepted) from None
+    except (OSError, ValueError) as error:  # ValueError: a closed file
+        found = f"a file object that cannot be read ({_reason_of(error)})"
+        raise InvalidInput.refusing("image", found, "a readable file object") from error
+    if len(data) > limits.max_image_bytes:
+        raise _too_large(f"a file object with more than {limits.max_image_bytes:,} bytes", limits)
+    return _not_empty(data, "a file object at its end")
+
+
+class _NotBytes(Exception):
+    """What a file object reads instead: text, or None where it does not wait for its data."""
+
+
+def _read_to_end(file: IO[bytes], limits: Limits) -> bytes:
+    """All of a file, or a byte more than is allowed. One `read` of a raw pipe returns what has come so far."""
     parts: list[bytes] = []
-    num_bytes = 0
-    while num_bytes <= limits.max_image_bytes:
-        try:
-            part = file.read(limits.max_image_bytes + 1 - num_bytes)
-        except (OSError, ValueError) as error:  # ValueError: a closed file
-            reason = (isinstance(error, OSError) and error.strerror) or error
-            found = f"a file object that cannot be read ({reason})"
-            raise InvalidInput.refusing("image", found, "a readable file object") from error
-        if not isinstance(part, bytes):  # None: it does not block, and has nothing yet
-            accepted = "a file object in binary mode that waits for its data"
-            raise InvalidInput.refusing("image", f"a file object that reads {_describe(part)}", accepted)
+    left = limits.max_image_bytes + 1
+    while left > 0:
+        part = file.read(min(left, READ_AT_ONCE_BYTES))
+        if not isinstance(part, bytes):
+            raise _NotBytes(_describe(part))
         if not part:
-            return _not_empty(b"".join(parts), "a file object at its end")
+            break
         parts.append(part)
-        num_bytes += len(part)
-    raise _too_large(f"a file object with more than {limits.max_image_bytes:,} bytes", limits)
+        left -= len(part)
+    return b"".join(parts)
+
+
+def _reason_of(error: Exception) -> object:
+    return (isinstance(error, OSError) and error.strerror) or error
 
 
 def _from_pixels(picture: Image, rules: InputRules) -> bytes:
