@@ -206,7 +206,7 @@ class _NotBytes(Exception):
 
 
 def _read_to_end(file: IO[bytes], limits: Limits) -> bytes:
-    """All of a file, or a byte more than is allowed. One `read` of a raw pipe returns what has come so far."""
+    """All of a file, or a byte more than is allowed. A raw pipe returns what has come so far, so read on."""
     parts: list[bytes] = []
     left = limits.max_image_bytes + 1
     while left > 0:
