@@ -9,9 +9,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from rich.markup import escape
 from rich.table import Table
 
 from diptych.ablation import Results
+from diptych.drawn_text import fit
 from diptych.plots import CONDITION_COLOURS, CONDITION_MARKERS, PALE
 from diptych.predict import CONDITION_NAMES
 
@@ -33,9 +35,9 @@ def score_table(results: Results, baselines: Mapping[str, Mapping[str, Any]]) ->
             else ""
             for condition in CONDITIONS
         )
-        table.add_row(name, *cells)
+        table.add_row(escape(name), *cells)
     for name, scores in baselines.items():
-        table.add_row(name, _cell([scores]), "", "")
+        table.add_row(escape(name), _cell([scores]), "", "")
     return table
 
 
@@ -50,10 +52,10 @@ def balance_table(results: Results, own: str) -> Table:
     table.add_column("category", no_wrap=True)
     table.add_column("test items", justify="right")
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     for label in sorted(num_items, key=num_items.__getitem__):
         scores = (f"{mean(trial.f1[label] for trial in trials):.3f}" for trials in columns.values())
-        table.add_row(label, str(num_items[label]), *scores)
+        table.add_row(escape(label), str(num_items[label]), *scores)
     return table
 
 
@@ -81,7 +83,9 @@ def plot_ablation(results: Results, baselines: Mapping[str, Mapping[str, Any]], 
             label=CONDITION_NAMES[condition],
         )
     axes.set(
-        yticks=range(len(names)), yticklabels=names, xlabel="test accuracy; dots are seeds, bars their mean"
+        yticks=range(len(names)),
+        yticklabels=[fit(name, 2.6) for name in names],
+        xlabel="test accuracy; dots are seeds, bars their mean",
     )
     axes.invert_yaxis()
     axes.grid(axis="x", color=PALE, linewidth=0.6)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from diptych.data.catalogue import read_split
@@ -82,8 +83,8 @@ def draw_table(items: Sequence[Item], rows: Sequence[Sequence[Answer]]) -> Table
         cells = []
         for answer in answers:
             colour = "green" if answer.label == item.category else "red"
-            cells.append(f"[{colour}]{answer.label}[/] {answer.score:.2f}")
-        table.add_row(item.text, item.category, *cells)
+            cells.append(f"[{colour}]{escape(str(answer.label))}[/] {answer.score:.2f}")
+        table.add_row(escape(item.text), escape(item.category), *cells)
     return table
 
 

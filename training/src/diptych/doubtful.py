@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from diptych.config import Config
 from diptych.data.catalogue import labels_of
 from diptych.data.items import Item
+from diptych.drawn_text import fit
 from diptych.embedding_cache import embed_items_once
 from diptych.models.backbones import build_classifier
 from diptych.models.classifier import Embeddings
@@ -30,6 +31,7 @@ from diptych.train import build_preprocessor, read_catalogues
 NUM_FOLDS = 5
 # Strength of the probe's regularisation; 0.01 was best of 0.001, 0.003 and 0.01 on openclipart.
 INVERSE_REGULARIZATION = 0.01
+COLUMN_INCHES = 2.6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,7 @@ def plot_suspects(
 ) -> None:
     """A sheet of pictures, each with its words, its label and the one that it should perhaps have."""
     num_rows = max(1, -(-len(suspects) // num_columns))
-    figure = Figure(figsize=(2.6 * num_columns, 3.1 * num_rows), layout="constrained")
+    figure = Figure(figsize=(COLUMN_INCHES * num_columns, 3.1 * num_rows), layout="constrained")
     grid = figure.subplots(num_rows, num_columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
@@ -110,8 +112,10 @@ def plot_suspects(
         picture = open_picture(suspect.item.read_image(), spec)
         if picture is not None:
             axes.imshow(picture)
-        words = suspect.item.text if len(suspect.item.text) <= 26 else f"{suspect.item.text[:25]}…"
-        axes.set_title(f"{words or 'no words'}\n{suspect.item.category} → {suspect.suggested}", fontsize=9)
+        # A line each, so that a long label hides neither and a label in Arabic turns nothing round.
+        item, suggested = suspect.item, suspect.suggested
+        lines = (item.text or "no text", f"labelled {item.category}", f"rather {suggested}")
+        axes.set_title("\n".join(fit(line, COLUMN_INCHES - 0.2, size=9) for line in lines), fontsize=9)
     figure.savefig(path)
 
 

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from diptych.drawn_text import fit
 from diptych.predict import CONDITION_NAMES
 from diptych.preprocessing import PreprocessingSpec, fit_image
 
@@ -23,6 +24,9 @@ CONDITION_COLOURS = {"both": ACCENT, "image_only": SECOND, "text_only": THIRD}
 CONDITION_MARKERS = {"both": "o", "image_only": "s", "text_only": "D"}
 # Above this many categories the cells of a confusion matrix are too small for numbers.
 MAX_NUMBERED_LABELS = 40
+# Above this many categories the bars of a prediction have no room for their names.
+MAX_BARS = 20
+LABEL_INCHES = 1.9
 
 matplotlib.rcParams.update(
     {
@@ -35,6 +39,7 @@ matplotlib.rcParams.update(
         "xtick.color": INK,
         "ytick.color": INK,
         "savefig.dpi": 130,
+        "text.parse_math": False,  # a `$` in a category or a text is a dollar
         "svg.fonttype": "none",  # letters stay letters, in the font of the page they are put into
         "svg.hashsalt": "diptych",  # the same figure is the same file
     }
@@ -93,9 +98,9 @@ def plot_confusion(matrix: NDArray[np.int64], labels: Sequence[str], path: Path)
         for row, column in np.argwhere(matrix):
             colour = "white" if share[row, column] > 0.55 else INK
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour)
-        ticks = range(len(labels))
-        axes.set_xticks(ticks, labels, rotation=45, ha="right")
-        axes.set_yticks(ticks, labels)
+        ticks, names = range(len(labels)), [fit(label, LABEL_INCHES) for label in labels]
+        axes.set_xticks(ticks, names, rotation=45, ha="right")
+        axes.set_yticks(ticks, names)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="predicted", ylabel="true")
     figure.savefig(path)
@@ -111,17 +116,24 @@ def plot_prediction(
     """One item beside the probability of every category, the most likely on top."""
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     item, bars = figure.subplots(1, 2, width_ratios=[1, 1.25])
-    draw_item(item, image, text)
-    ranked = sorted(probabilities.items(), key=lambda pair: pair[1])
-    names, values = [name for name, _ in ranked], [value for _, value in ranked]
-    drawn = bars.barh(names, values, color=[PALE] * (len(names) - 1) + [ACCENT])
+    draw_item(item, image, text, 3.7)
+    ranked = sorted(probabilities.items(), key=lambda pair: pair[1])[-MAX_BARS:]
+    lines = 2 if len(ranked) <= MAX_BARS // 2 else 1
+    names, values = (
+        [fit(name, LABEL_INCHES, lines=lines) for name, _ in ranked],
+        [value for _, value in ranked],
+    )
+    drawn = bars.barh(range(len(names)), values, color=[PALE] * (len(names) - 1) + [ACCENT])
+    bars.set_yticks(range(len(names)), names)
+    if hidden := len(probabilities) - len(ranked):
+        bars.set_xlabel(f"{hidden} less likely left out", loc="left", color=GREY)
     bars.bar_label(drawn, labels=[f"{value:.1%}" for value in values], padding=4)
     bars.set_xlim(0, 1.15)
     bars.set_xticks([])
     bars.spines[["bottom", "left"]].set_visible(False)
     bars.tick_params(length=0)
-    title = f"{names[-1]}, {values[-1]:.0%}"
-    bars.set_title(title + (f"  (truth: {truth})" if truth else ""), fontweight="bold", loc="left")
+    title = f"{ranked[-1][0]}, {values[-1]:.0%}" + (f"  (truth: {truth})" if truth else "")
+    bars.set_title(fit(title, 3.3, size=12, lines=3, weight="bold"), fontweight="bold", loc="left")
     figure.savefig(path)
 
 
@@ -142,9 +154,10 @@ def plot_explanation(
         sorted(reach, key=lambda label: -reach[label])[:num_labels], key=lambda label: reach[label]
     )
     figure = Figure(figsize=(10, 4.8), layout=ConstrainedLayoutEngine(h_pad=0.12))
-    figure.suptitle(verdict, fontsize=12, fontweight="bold", x=0.02, ha="left", wrap=True)
+    verdict = fit(verdict, 9.6, size=12, lines=3, weight="bold")
+    figure.suptitle(verdict, fontsize=12, fontweight="bold", x=0.02, ha="left")
     item, dots = figure.subplots(1, 2, width_ratios=[1, 1.4])
-    draw_item(item, image, text)
+    draw_item(item, image, text, 2.9)
     rows = np.arange(len(labels))
     values = {name: [answers[name][label] for label in labels] for name in answers}
     lows, highs = (pick(list(values.values()), axis=0) for pick in (np.min, np.max))
@@ -155,7 +168,7 @@ def plot_explanation(
         dots.scatter(
             row, rows, s=size, marker=marker, color=colour, label=CONDITION_NAMES[name], zorder=depth
         )
-    dots.set_yticks(rows, labels)
+    dots.set_yticks(rows, [fit(label, LABEL_INCHES, lines=2) for label in labels])
     dots.set_xlim(-0.03, 1.03)
     dots.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     dots.set_xlabel("probability")
@@ -167,12 +180,12 @@ def plot_explanation(
     figure.savefig(path)
 
 
-def draw_item(axes: Axes, image: Image.Image | None, text: str) -> None:
-    """The picture under its words."""
+def draw_item(axes: Axes, image: Image.Image | None, text: str, inches: float) -> None:
+    """The image under its text, which may be as wide as that."""
     axes.axis("off")
     if image is None:
-        axes.text(0.5, 0.5, "no picture", ha="center", va="center", color=GREY)
+        axes.text(0.5, 0.5, "no image", ha="center", va="center", color=GREY)
     else:
         axes.imshow(image)
-    words = text if len(text) <= 90 else text[:89].rsplit(" ", 1)[0] + " …"
-    axes.set_title(f"“{words}”" if text else "no words", fontsize=11, wrap=True)
+    words = fit(text, inches, size=11, lines=3)
+    axes.set_title(f"“{words}”" if words else "no text", fontsize=11)

@@ -38,7 +38,7 @@ class Advance(Protocol):
 def progress_bar(what: str, total: int | None, *, is_bytes: bool = False) -> Iterator[Advance]:
     """Yields `advance`. Nothing is shown before the second second."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # it may hold the name of a file
         BarColumn(),
         DownloadColumn() if is_bytes else MofNCompleteColumn(),
         TimeRemainingColumn(),

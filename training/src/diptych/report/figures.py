@@ -15,19 +15,22 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from diptych.drawn_text import fit, without_glyph_warnings
 from diptych.metrics import Bin, Coverage
 from diptych.plots import ACCENT, CONDITION_COLOURS, INK, PALE, SECOND
 from diptych.predict import CONDITION_NAMES
 
 # A figure of 10.4 inches fills the page's column; 5.1 inches half of it, with letters of one size.
 WIDE_INCHES, HALF_INCHES = 10.4, 5.1
+NAME_INCHES = 1.4  # of a run's name in a legend of two columns
 MAX_POINTS = 500  # of a curve; more would only make the page larger
 
 
 def to_svg(figure: Figure, name: str, alt: str) -> Markup:
     """Inline SVG as wide as its place. `name` keeps its ids apart from those of other figures."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    with without_glyph_warnings():
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = file.getvalue()
     head, body = svg[svg.index("<svg") :].split(">", 1)
     view_box = re.search(r'viewBox="([^"]+)"', head)
@@ -122,7 +125,8 @@ def draw_truths(names: tuple[str, str], truths: NDArray[np.float32], is_right: N
     truths    (2, N)
     is_right  (2, N)
     """
-    (old_name, new_name), (is_right_old, is_right_new) = names, is_right
+    old_name, new_name = (fit(name, NAME_INCHES, size=8.5, is_svg=True) for name in names)
+    is_right_old, is_right_new = is_right
     figure = Figure(figsize=(HALF_INCHES, 4.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle="--")
