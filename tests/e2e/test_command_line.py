@@ -89,6 +89,36 @@ def test_what_the_user_can_put_right_is_one_message_and_status_one(
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("predict no --text a --plot no/x.png", "there is no directory no"),
+        ("predict no --text a --plot x", "has no ending; accepted: ."),
+        ("explain no --text a --plot x.xyz", "ends in '.xyz'; accepted: ."),
+        ("compare no no --out no/c.html", "there is no directory no"),
+        ("compare no no --out /tmp", "is a directory; name a file"),
+        ("compare no no --out /proc/version", "cannot be written"),
+        ("tune no --p99-ms 9 --out no/t.toml", "there is no directory no"),
+        ("tune no --p99-ms 9 --plot no/t.png", "there is no directory no"),
+        ("demo no no --plot no/p.png", "there is no directory no"),
+        ("release shadow no --server grpc://h --catalogue t.csv --out no/s.html", "there is no directory no"),
+        ("export no --to /proc/version/x", "/proc/version is a file; name a directory"),
+        ("ablate no --out /proc/version", "/proc/version is a file; name a directory"),
+        ("doubt no --out /proc/version", "/proc/version is a file; name a directory"),
+        ("data openclipart --out /proc/version", "/proc/version is a file; name a directory"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_noticed_first(
+    diptych: Diptych, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    *_, option, path = arguments = command.split()
+    status, output, errors = diptych(*arguments)
+    assert (status, output) == (1, "")
+    assert errors.startswith(f"error: {option} {path}: {message}")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_item_that_cannot_be_answered_is_the_preprocessors_message(
     diptych: Diptych, tiny_run: Run
 ) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, NoReturn, Optional
 
 import typer
 from rich.markup import escape
 
 from diptych.errors import UserError
+from diptych.outputs import check_directory, check_figure, check_file
 from diptych.progress import console
 from diptych.release.cli import release_app
 from diptych.serving import children
@@ -39,7 +41,13 @@ DataOverrides = Annotated[
 ]
 ImageOption = Annotated[Optional[Path], typer.Option(help="A picture file.")]
 TextOption = Annotated[str, typer.Option(help="A few words.")]
-PlotOption = Annotated[Optional[Path], typer.Option(help="Draw it into this PNG.")]
+PlotOption = Annotated[
+    Optional[Path],
+    typer.Option(callback=check_figure, help="Draw it into this file: PNG, SVG, PDF, by its ending."),
+]
+
+# A full disk, a quota, a directory that others own: not our mistake, so no traceback.
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main() -> None:
@@ -50,8 +58,16 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(1)
+        _exit_with(str(error))
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        _exit_with(f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror}")
+
+
+def _exit_with(message: str) -> NoReturn:
+    console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    sys.exit(1)
 
 
 @app.command()
@@ -96,7 +112,9 @@ def compare(
         Optional[Path],
         typer.Option(metavar="TABLE", help="Items, with or without categories. [RUN_A's test set]"),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="HTML", help="Where the page goes.")] = Path("comparison.html"),
+    out: Annotated[
+        Path, typer.Option(metavar="HTML", callback=check_file, help="Where the page goes.")
+    ] = Path("comparison.html"),
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave rows out that cannot be used, and list them.")
     ] = False,
@@ -161,9 +179,10 @@ def explain(
 @app.command()
 def export(
     run: RunArgument,
-    to: Annotated[Path, typer.Option(help="The repository to make, or to add a version to.")] = Path(
-        "build/model_repository"
-    ),
+    to: Annotated[
+        Path,
+        typer.Option(callback=check_directory, help="The repository to make, or to add a version to."),
+    ] = Path("build/model_repository"),
     target: Annotated[str, typer.Option(help="What will serve it: cpu or gpu.")] = "cpu",
     precision: Annotated[
         str,
@@ -303,8 +322,12 @@ def tune(
     run: Annotated[
         Optional[Path], typer.Option(metavar="RUN", help="Its run, to try other precisions too.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the settings go.")] = Path("tuning.toml"),
-    plot: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("tuning.png"),
+    out: Annotated[Path, typer.Option(callback=check_file, help="Where the settings go.")] = Path(
+        "tuning.toml"
+    ),
+    plot: Annotated[Path, typer.Option(callback=check_figure, help="Where the figure goes.")] = Path(
+        "tuning.png"
+    ),
 ) -> None:
     """Find the settings with the highest throughput under a limit on latency, on this machine."""
     import tempfile
@@ -332,9 +355,9 @@ def tune(
 def demo(
     run: RunArgument,
     repository: Annotated[Path, typer.Argument(metavar="REPO", help="What `diptych export` made of it.")],
-    plot: Annotated[Path, typer.Option(help="Where to draw one item beside its probabilities.")] = Path(
-        "prediction.png"
-    ),
+    plot: Annotated[
+        Path, typer.Option(callback=check_figure, help="Where to draw one item beside its probabilities.")
+    ] = Path("prediction.png"),
 ) -> None:
     """Serve a repository and classify held-out items over gRPC and HTTP."""
     from diptych.demo import demonstrate
@@ -346,7 +369,7 @@ def demo(
 @app.command()
 def ablate(
     config: ConfigArgument,
-    out: Annotated[Path, typer.Option(help="Where the variants' runs go.")],
+    out: Annotated[Path, typer.Option(callback=check_directory, help="Where the variants' runs go.")],
     seeds: Annotated[int, typer.Option(help="How many seeds each variant is trained with.", min=1)] = 3,
     beside: Annotated[
         Optional[list[Path]], typer.Option(help="Other configs on the same data, a row each.")
@@ -374,7 +397,9 @@ def ablate(
 @app.command()
 def doubt(
     config: ConfigArgument,
-    out: Annotated[Path, typer.Option(help="Where the list and the picture go.")] = Path("doubtful"),
+    out: Annotated[
+        Path, typer.Option(callback=check_directory, help="Where the list and the figure go.")
+    ] = Path("doubtful"),
     top: Annotated[int, typer.Option(help="How many to draw.", min=1)] = 20,
     overrides: Overrides = None,
 ) -> None:
@@ -396,9 +421,9 @@ def doubt(
 
 @data_app.command()
 def openclipart(
-    out: Annotated[Path, typer.Option(help="Where the catalogues and their pictures go.")] = Path(
-        "data/openclipart"
-    ),
+    out: Annotated[
+        Path, typer.Option(callback=check_directory, help="Where the catalogues and their images go.")
+    ] = Path("data/openclipart"),
     source: Annotated[
         Optional[Path],
         typer.Option(

@@ -114,7 +114,10 @@ def _renderer() -> RendererAgg:
 
 def _drawn_letters() -> set[str]:
     """What the families that figures use can draw."""
-    paths = [font_manager.findfont(FontProperties(family=[family])) for family in matplotlib.rcParams["font.family"]]
+    paths = [
+        font_manager.findfont(FontProperties(family=[family]))
+        for family in matplotlib.rcParams["font.family"]
+    ]
     return set().union(*(_letters_of(path) for path in paths))
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from diptych.outputs import check_file
+
 if TYPE_CHECKING:
     from diptych.release.control import Control
 
@@ -190,7 +192,9 @@ def shadow_release(
     tls_ca: CaOption = None,
     tls_cert: CertificateOption = None,
     tls_key: PrivateKeyOption = None,
-    out: Annotated[Path, typer.Option(metavar="HTML", help="Where the page goes.")] = Path("shadow.html"),
+    out: Annotated[
+        Path, typer.Option(metavar="HTML", callback=check_file, help="Where the page goes.")
+    ] = Path("shadow.html"),
     concurrency: Annotated[int, typer.Option(help="How many items to ask about at once.", min=1)] = 2,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave rows out that are no items, and list them.")
