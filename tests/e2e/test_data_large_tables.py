@@ -124,7 +124,7 @@ def test_unchecked_a_bad_image_is_named_by_its_row_when_it_is_read(
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     dataset = ItemDataset(items, ["art"], Preprocessor(SPEC, tokenizer.to_str()))
     with pytest.raises(UserError) as caught:
-        list(load_batches(dataset, batch_size=1, num_workers=num_workers))
+        list(load_batches(dataset, num_workers, batch_size=1))
     caught.match(rf"^{tmp_path}/{complaint}$")
     assert "Traceback" not in str(caught.value)
     traceback.clear_frames(caught.tb)  # else the garbage collector waits 10 s for the workers

@@ -112,7 +112,15 @@ def measure_baselines(run: Run) -> dict[str, dict[str, Any]]:
     tf_idf.fit([item.text for item in train_items], train_truth)
     probe: Any = linear_probe()
     train_features, test_features = (
-        probe_features(embed_items_once(run.model, items, run.preprocessor, title=f"{title} items"))
+        probe_features(
+            embed_items_once(
+                run.model,
+                items,
+                run.preprocessor,
+                title=f"{title} items",
+                num_workers=run.config.train.num_workers,
+            )
+        )
         for items, title in ((train_items, "training"), (test_items, "test"))
     )
     probe.fit(train_features, train_truth)

@@ -419,6 +419,25 @@ def doubt(
     )
 
 
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all that is kept.")] = False,
+) -> None:
+    """Show what is kept to be faster next time, and where; or remove it.
+
+    DIPTYCH_CACHE names the folder, DIPTYCH_CACHE_GB how large it may get (20).
+    """
+    from diptych import cache
+
+    if clear:
+        for path in cache.clear():
+            typer.echo(f"{path} stays: another process uses it")
+    typer.echo(f"{cache.cache_root()}, at most {cache.limit_bytes() / 1e9:g} GB")
+    for each in cache.usage():
+        size = f"{each.num_bytes / 1e6:,.1f} MB"
+        typer.echo(f"{each.kind:<12}{each.num_files:>6} files{size:>14}  {cache.KINDS[each.kind]}")
+
+
 @data_app.command()
 def openclipart(
     out: Annotated[

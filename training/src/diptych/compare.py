@@ -41,5 +41,8 @@ def compare_runs(
 
 
 def _ask(run: Run, items: list[Item], name: str) -> Side:
-    embeddings = embed_items_once(run.model, items, run.preprocessor, title=f"items for {name}")
+    num_workers = run.config.train.num_workers
+    embeddings = embed_items_once(
+        run.model, items, run.preprocessor, title=f"items for {name}", num_workers=num_workers
+    )
     return Side(name=name, labels=run.labels, probabilities=predict_probabilities(run.model, embeddings))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from diptych.data.items import Item, UnusableItem
 from diptych.models.classifier import Embeddings, Inputs
 from diptych.preprocessing import InvalidInput, Preprocessor, Row
+
+Batch = tuple[Inputs, Tensor]
 
 
 class ItemDataset(Dataset[tuple[Inputs, int]]):
@@ -57,12 +61,22 @@ def to_inputs(rows: Sequence[Row]) -> Inputs:
     )
 
 
-def load_batches(dataset: ItemDataset, batch_size: int, num_workers: int) -> DataLoader[Any]:
-    """Batches in order."""
-    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
+def load_batches(dataset: Dataset[tuple[Inputs, int]], num_workers: int, **batching: Any) -> Iterator[Batch]:
+    """The batches, loaded by worker processes.
+
+    batching  batch_size or batch_sampler, as DataLoader takes them
+    """
+    loader = DataLoader(dataset, num_workers=num_workers, collate_fn=collate, **batching)
+    for arrays, labels in loader:
+        yield Inputs(*map(torch.from_numpy, arrays)), torch.from_numpy(labels)
 
 
-def collate(samples: Sequence[tuple[Inputs, int]]) -> tuple[Inputs, Tensor]:
-    """Join items to a batch."""
-    inputs = Inputs(*(torch.cat(tensors) for tensors in zip(*(inputs for inputs, _ in samples), strict=True)))
-    return inputs, torch.tensor([label for _, label in samples])
+def collate(samples: Sequence[tuple[Inputs, int]]) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
+    """Join items to a batch of arrays, in the order of Inputs, and their labels.
+
+    Arrays, because a worker sends them through a pipe. A tensor it would put into /dev/shm, which is 64 MB in
+    a container; a full one kills workers, and their parent waits for ever.
+    """
+    columns = zip(*(inputs for inputs, _ in samples), strict=True)
+    arrays = [torch.cat(tensors).numpy() for tensors in columns]
+    return arrays, np.array([label for _, label in samples], np.int64)

@@ -57,7 +57,8 @@ def find_suspects(config: Config) -> list[Suspect]:
     labels = config.data.labels or labels_of(train_items)
     truth = np.array([labels.index(item.category) for item in items])
     model = build_classifier(config.image, config.text, config.fusion, len(labels))
-    embeddings = embed_items_once(model, items, preprocessor, title="all items")
+    num_workers = config.train.num_workers
+    embeddings = embed_items_once(model, items, preprocessor, title="all items", num_workers=num_workers)
     probabilities = cross_val_predict(
         linear_probe(),
         probe_features(embeddings),

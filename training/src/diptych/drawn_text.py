@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
 
-from diptych.data.catalogue import warn
+from diptych.progress import warn
 
 MISSING = "□"
 MAX_LETTERS = 1000  # of one string; no figure has room for more

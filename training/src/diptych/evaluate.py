@@ -97,7 +97,10 @@ def answer_test_set(run: Run) -> Evaluation:
     if data.test_csv is None:
         raise UserError(f"{run.directory}: has no data.test_csv; name a table with --set data.test_csv=FILE")
     items = read_split(data.test_csv, data, labels=run.labels, preprocessor=run.preprocessor)
-    embeddings = embed_items_once(run.model, items, run.preprocessor, title="test items")
+    num_workers = run.config.train.num_workers
+    embeddings = embed_items_once(
+        run.model, items, run.preprocessor, title="test items", num_workers=num_workers
+    )
     return Evaluation(
         run=run,
         items=items,

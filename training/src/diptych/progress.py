@@ -28,6 +28,11 @@ T = TypeVar("T")
 console = Console(stderr=True)
 
 
+def warn(message: str) -> None:
+    """Show a message on stderr."""
+    console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 class Advance(Protocol):
     """Moves a bar on. `status` is a few words beside it, such as the loss."""
 

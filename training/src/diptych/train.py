@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diptych.calibration import fit_temperature
 from diptych.config import Config
-from diptych.data.catalogue import labels_of, read_split, warn
+from diptych.data.catalogue import labels_of, read_split
 from diptych.data.items import Item
 from diptych.embedding_cache import embed_items, embed_items_once
 from diptych.errors import UserError
@@ -31,7 +31,7 @@ from diptych.parallel import choose_precision, from_main, gather_interleaved, st
 from diptych.plots import plot_history
 from diptych.predict import classify
 from diptych.preprocessing import Preprocessor
-from diptych.progress import progress_bar
+from diptych.progress import progress_bar, warn
 from diptych.run import HISTORY_FILE, METRICS_FILE, Run
 from diptych.run_directory import UNFINISHED, begin_run, finish_run
 from diptych.trainer import Position, Trainer
@@ -96,7 +96,13 @@ def write_run(
     """Calibrate the trained model, and write everything of the run into its directory."""
     model, directory = run.model, run.directory
     truth = torch.tensor([run.labels.index(item.category) for item in val_items])
-    embeddings = embed_items_once(model, val_items, run.preprocessor, title="validation items")
+    embeddings = embed_items_once(
+        model,
+        val_items,
+        run.preprocessor,
+        title="validation items",
+        num_workers=run.config.train.num_workers,
+    )
     model.fusion_head.temperature.fill_(fit_temperature(classify(model, embeddings), truth))
     num_epochs = position.epoch - 1
     cost = {
@@ -159,9 +165,13 @@ def embed_validation(
     """From the cache where backbones are frozen; else each process embeds its share."""
     if config.train.freeze_backbones:
         with accelerator.main_process_first():
-            return embed_items_once(model, items, preprocessor, title="validation items")
+            return embed_items_once(
+                model, items, preprocessor, title="validation items", num_workers=config.train.num_workers
+            )
     share = items[accelerator.process_index :: accelerator.num_processes]
-    mine = embed_items(model, share, preprocessor, title="validation items")
+    mine = embed_items(
+        model, share, preprocessor, title="validation items", num_workers=config.train.num_workers
+    )
     return Embeddings(*(gather_interleaved(accelerator, tensor) for tensor in mine))
 
 

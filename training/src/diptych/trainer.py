@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from diptych.augmentation import AugmentedItems
 from diptych.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 from diptych.data.items import Item
-from diptych.dataset import EmbeddedItems, ItemDataset, collate
+from diptych.dataset import EmbeddedItems, ItemDataset, load_batches
 from diptych.embedding_cache import embed_items_once
 from diptych.epochs import Epoch, MicroBatch, balancing_weights, num_steps, plan_epoch
 from diptych.errors import UserError
@@ -80,7 +80,11 @@ class Trainer:
             return ItemDataset(items, self._run.labels, self._run.preprocessor)
         with self._accelerator.main_process_first():  # one embeds, the others find it in the cache
             embeddings = embed_items_once(
-                self._run.model, items, self._run.preprocessor, title="training items"
+                self._run.model,
+                items,
+                self._run.preprocessor,
+                title="training items",
+                num_workers=self._config.num_workers,
             )
         return EmbeddedItems(embeddings, self._truth)
 
@@ -143,16 +147,14 @@ class Trainer:
         ends = [index for index, part in enumerate(parts, start=1) if part.ends_step]
         return parts[ends[self.position.step - 1] if self.position.step else 0 :]
 
-    def _load(self, epoch: Epoch, parts: Sequence[MicroBatch]) -> DataLoader[Any]:
+    def _load(self, epoch: Epoch, parts: Sequence[MicroBatch]) -> Iterable[Any]:
         batches = [part.items for part in parts]
         if isinstance(self._dataset, EmbeddedItems):
             return DataLoader(self._dataset, sampler=batches, batch_size=None)
         augmented = AugmentedItems(
             self._dataset, self._run.config.augment, seed=epoch.seed, epoch=epoch.number
         )
-        return DataLoader(
-            augmented, batch_sampler=batches, collate_fn=collate, num_workers=self._config.num_workers
-        )
+        return load_batches(augmented, self._config.num_workers, batch_sampler=batches)
 
     def _fit(self, batch: Inputs | Embeddings, truth: Tensor, part: MicroBatch) -> None:
         """One forward and one backward pass."""

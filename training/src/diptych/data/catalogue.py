@@ -22,16 +22,11 @@ from diptych.data.parquet_table import read_parquet
 from diptych.data.table_file import DAMAGED, is_parquet
 from diptych.errors import UserError
 from diptych.preprocessing import InvalidInput, PreprocessingSpec, Preprocessor, fit_image
-from diptych.progress import console, progress_bar
+from diptych.progress import progress_bar, warn
 
 UNKNOWN_CATEGORY = "unknown category"
 ROWS_AT_ONCE = 256  # in the pool: a queue of millions would take more memory than the rows
 MAX_LISTED = 20  # of what is only a warning
-
-
-def warn(message: str) -> None:
-    """Show a message on stderr."""
-    console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def read_split(

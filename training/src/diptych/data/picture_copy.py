@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from diptych.cache import CACHE_ENV, cache_directory
+from diptych.cache import CACHE_ENV, cache_directory, forget_damaged, hold, keep_within_limit, use
 from diptych.data.items import Cell
 from diptych.data.location import Location
 from diptych.errors import UserError
@@ -40,25 +40,51 @@ class PictureCopy:
 def copy_pictures(parquet: pq.ParquetFile, column: str, table: Location) -> PictureCopy:
     """The copy in the cache, made where there is none yet of this version of the table.
 
-    Takes as much disk as the pictures do. Deleting it is safe between runs.
+    Takes as much disk as the pictures do. This process keeps it from being removed from the cache.
     """
     key = hashlib.sha256(f"{table}\n{table.version()}\n{column}".encode()).hexdigest()[:32]
     pictures, ends = (cache_directory("pictures") / f"{key}.{kind}" for kind in ("bin", "npy"))
-    if not (pictures.is_file() and ends.is_file()):
-        try:
-            pictures.parent.mkdir(parents=True, exist_ok=True)
-            with _renamed_when_whole(pictures) as file:
-                lengths = _write_cells(parquet, column, file, f"Copying pictures of {table.name}")
-            with _renamed_when_whole(ends) as file:
-                np.save(file, np.cumsum(lengths, dtype=np.int64))
-        except OSError as error:
-            if error.errno is None:  # from pyarrow: the table is damaged, the disk is not at fault
-                raise
-            raise UserError(
-                f"{table}: cannot copy its pictures to {pictures.parent}: {error.strerror}. They need "
-                f"as much room there as in the table; {CACHE_ENV} names another folder."
-            ) from None
+    if (copy := _open_copy(pictures, ends, parquet.metadata.num_rows)) is not None:
+        return copy
+    try:
+        pictures.parent.mkdir(parents=True, exist_ok=True)
+        with _renamed_when_whole(pictures) as file:
+            lengths = _write_cells(parquet, column, file, f"Copying pictures of {table.name}")
+        with _renamed_when_whole(ends) as file:
+            np.save(file, np.cumsum(lengths, dtype=np.int64))
+    except OSError as error:
+        if error.errno is None:  # from pyarrow: the table is damaged, the disk is not at fault
+            raise
+        raise UserError(
+            f"{table}: cannot copy its pictures to {pictures.parent}: {error.strerror}. They need "
+            f"as much room there as in the table; {CACHE_ENV} names another folder."
+        ) from None
+    hold(pictures)
+    keep_within_limit()
     return PictureCopy(pictures, np.load(ends))
+
+
+def _open_copy(pictures: Path, ends_file: Path, num_rows: int) -> PictureCopy | None:
+    """None where there is none; a damaged one is removed."""
+    if not (pictures.is_file() and ends_file.is_file()):
+        return None
+    hold(pictures)
+    try:
+        ends = np.load(ends_file, allow_pickle=False)
+        num_bytes = int(ends[-1]) if num_rows else 0
+    except (OSError, ValueError, IndexError, EOFError) as error:
+        forget_damaged(ends_file, error)
+        return None
+    status = pictures.stat()
+    if ends.shape != (num_rows,) or status.st_size != num_bytes:
+        forget_damaged(pictures, f"{status.st_size:,} bytes; expected: {num_bytes:,}")
+        return None
+    if status.st_mtime_ns > ends_file.stat().st_mtime_ns:
+        forget_damaged(pictures, "it was changed after it was written")
+        return None
+    use(pictures)
+    use(ends_file)
+    return PictureCopy(pictures, ends)
 
 
 def _write_cells(parquet: pq.ParquetFile, column: str, file: BinaryIO, title: str) -> NDArray[np.int64]:

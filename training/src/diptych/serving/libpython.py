@@ -5,11 +5,11 @@ Debian's and Ubuntu's python3 does without it: there it is a package of its own,
 
 from __future__ import annotations
 
-import os
 import sys
 import sysconfig
 from pathlib import Path
 
+from diptych.cache import cache_directory
 from diptych.errors import UserError
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -19,7 +19,7 @@ PACKAGE = f"libpython{VERSION}"
 
 def find_libpython() -> Path:
     """The interpreter's own library, else the system's, else one out of Debian's package."""
-    cached = _cache() / FILE
+    cached = cache_directory("libpython") / FILE
     candidates = [
         Path(sys.base_prefix) / "lib" / FILE,
         Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib") / FILE,
@@ -44,7 +44,3 @@ def _download(target: Path) -> Path:
             f"not download ({error}). Install it: apt-get install {PACKAGE}"
         ) from None
     return target
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"
