@@ -31,7 +31,7 @@ def cache_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def items(tiny_run: Run) -> list[Item]:
-    return read_catalogue(tiny_run.config.data.val_csv, labels=None, spec=tiny_run.preprocessor.spec)
+    return read_catalogue(tiny_run.config.data.val_csv, labels=None, preprocessors=[tiny_run.preprocessor])
 
 
 def embed(run: Run, items: list[Item]) -> Embeddings:
@@ -171,7 +171,7 @@ def test_a_damaged_copy_of_images_is_made_again_and_no_row_is_blamed(
     tiny_run: Run, parquet: Path, cache_root: Path, capsys: pytest.CaptureFixture[str], kind: str, damage
 ) -> None:
     def read() -> list[bytes]:
-        items = read_catalogue(parquet, labels=None, spec=tiny_run.preprocessor.spec)
+        items = read_catalogue(parquet, labels=None, preprocessors=[tiny_run.preprocessor])
         return [item.read_image() for item in items]
 
     images = read()

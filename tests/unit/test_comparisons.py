@@ -14,6 +14,7 @@ from diptych.ablation import ablate, measure_baselines, variants
 from diptych.ablation_report import balance_table, plot_ablation, score_table
 from diptych.config import load_config
 from diptych.doubtful import find_suspects, plot_suspects, write_suspects
+from diptych.errors import UserError
 from diptych.models.fusion import FUSIONS
 from diptych.run import Run, load_run
 
@@ -97,3 +98,43 @@ def test_the_suspects_are_drawn_on_one_sheet(tiny_config: Path, tiny_run: Run, t
     plot_suspects(suspects, tiny_run.preprocessor.spec, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 1000
+
+
+def write_texts(path: Path, counts: dict[str, int]) -> Path:
+    rows = [
+        ("", f"{WORDS[category]} number {number}", category)
+        for category, count in counts.items()
+        for number in range(count)
+    ]
+    return write_catalogue(path, rows)
+
+
+def test_a_category_of_one_item_is_not_judged_and_few_items_make_few_folds(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_texts(tmp_path / "train.csv", {"cold": 3, "green": 1, "warm": 3})
+    val = write_texts(tmp_path / "val.csv", {"cold": 1, "warm": 1})
+    labels = 'data.labels=["cold", "green", "unseen", "warm"]'
+    suspects = find_suspects(
+        load_config(tiny_config, [f"data.train_csv={table}", f"data.val_csv={val}", labels])
+    )
+    assert {suspect.suggested for suspect in suspects} <= {"cold", "warm"}
+    errors = capsys.readouterr().err
+    assert "not judged, because each is the only item of its category: green" in errors
+    assert "no item of unseen, which data.labels names: never answered" in errors
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"cold": 9}, "the categories: found only 'cold'; there is nothing to learn"),
+        ({"cold": 9, "warm": 1}, "found 1 categories with two items or more; expected: at least two"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_message(
+    tiny_config: Path, tmp_path: Path, counts: dict[str, int], message: str
+) -> None:
+    table = write_texts(tmp_path / "train.csv", counts)
+    val = write_texts(tmp_path / "val.csv", {"cold": 1})
+    with pytest.raises(UserError, match=message):
+        find_suspects(load_config(tiny_config, [f"data.train_csv={table}", f"data.val_csv={val}"]))

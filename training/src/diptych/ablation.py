@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -97,7 +98,8 @@ def variants(config: Config) -> dict[str, Config]:
 
 
 def measure_baselines(run: Run) -> dict[str, dict[str, Any]]:
-    """TF-IDF with logistic regression on the words, and a linear probe on the run's own embeddings."""
+    """TF-IDF with logistic regression on the texts, where there are any, and a linear probe on the run's own
+    embeddings."""
     data = run.config.data
     if data.test_csv is None:
         raise UserError(f"{run.directory}: has no data.test_csv")
@@ -109,7 +111,6 @@ def measure_baselines(run: Run) -> dict[str, dict[str, Any]]:
     tf_idf = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=500)
     )
-    tf_idf.fit([item.text for item in train_items], train_truth)
     probe: Any = linear_probe()
     train_features, test_features = (
         probe_features(
@@ -124,12 +125,31 @@ def measure_baselines(run: Run) -> dict[str, dict[str, Any]]:
         for items, title in ((train_items, "training"), (test_items, "test"))
     )
     probe.fit(train_features, train_truth)
-    return {
-        "TF-IDF, logistic regression": summarize(
-            tf_idf.predict_proba([item.text for item in test_items]), test_truth
-        ),
-        "linear probe": summarize(probe.predict_proba(test_features), test_truth),
+    num_labels = len(run.labels)
+    scores = {
+        "linear probe": summarize(
+            _for_all_labels(probe.predict_proba(test_features), probe.classes_, num_labels), test_truth
+        )
     }
+    try:
+        tf_idf.fit([item.text for item in train_items], train_truth)
+    except ValueError:  # not one word in all texts, as where there are images only
+        return scores
+    answers = tf_idf.predict_proba([item.text for item in test_items])
+    answers = _for_all_labels(answers, tf_idf.classes_, num_labels)
+    return {"TF-IDF, logistic regression": summarize(answers, test_truth), **scores}
+
+
+def _for_all_labels(
+    probabilities: NDArray[np.float64], classes: NDArray[np.int64], num_labels: int
+) -> NDArray[np.float32]:
+    """(N, num_labels): scikit-learn knows the classes that it saw; 0 for the others.
+
+    probabilities  (N, len(classes))
+    """
+    columns = np.zeros((len(probabilities), num_labels), np.float32)
+    columns[:, classes] = probabilities
+    return columns
 
 
 def _truth(items: Sequence[Item], labels: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:

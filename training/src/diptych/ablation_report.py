@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 from rich.markup import escape
 from rich.table import Table
 
-from diptych.ablation import Results
+from diptych.ablation import Results, Trial
 from diptych.drawn_text import fit
 from diptych.plots import CONDITION_COLOURS, CONDITION_MARKERS, PALE
 from diptych.predict import CONDITION_NAMES
@@ -31,7 +31,7 @@ def score_table(results: Results, baselines: Mapping[str, Mapping[str, Any]]) ->
     for name, trials in results.items():
         cells = (
             _cell([trial.scores[condition] for trial in trials])
-            if condition in CONDITIONS_OF.get(name, CONDITIONS)
+            if condition in _conditions_of(name, trials)
             else ""
             for condition in CONDITIONS
         )
@@ -65,7 +65,7 @@ def plot_ablation(results: Results, baselines: Mapping[str, Mapping[str, Any]], 
     axes = figure.subplots()
     names = [*results, *baselines]
     for row, name in enumerate(names):
-        for condition in CONDITIONS_OF.get(name, CONDITIONS if name in results else CONDITIONS[:1]):
+        for condition in _conditions_of(name, results[name]) if name in results else CONDITIONS[:1]:
             scores = (
                 [trial.scores[condition]["accuracy"] for trial in results[name]]
                 if name in results
@@ -92,6 +92,12 @@ def plot_ablation(results: Results, baselines: Mapping[str, Mapping[str, Any]], 
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.legend(loc="outside upper right", ncols=3, frameon=False)
     figure.savefig(path)
+
+
+def _conditions_of(name: str, trials: Sequence[Trial]) -> list[str]:
+    """Those that a variant is judged by: of what it was taught, what the test items have."""
+    taught = CONDITIONS_OF.get(name, CONDITIONS)
+    return [condition for condition in taught if condition in trials[0].scores]
 
 
 def _cell(scores: Sequence[Mapping[str, Any]]) -> str:

@@ -207,6 +207,7 @@ def export(
         Optional[Path],
         typer.Option(metavar="PEM", help="Sign the manifest, and so all files, with this Ed25519 key."),
     ] = None,
+    overrides: DataOverrides = None,
 ) -> None:
     """Export a run as TorchScript into a deployable Triton repository, behind a parity check."""
     from diptych.export.precision import choose_precision
@@ -223,12 +224,13 @@ def export(
     if settings is None and not to.exists():
         settings = Settings.for_cores(cores or num_cores(), on_gpu=target == "gpu")
     version, gated = export(
-        load_run(run),
+        load_run(run, overrides or []),
         to,
         choose_precision(precision, target),
         settings,
         allow_new_labels=allow_new_labels,
         sign_with=sign_with,
+        from_table=bool(overrides),
     )
     for result in gated.parity:
         typer.echo(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,10 +23,12 @@ from diptych.data.catalogue import labels_of
 from diptych.data.items import Item
 from diptych.drawn_text import fit
 from diptych.embedding_cache import embed_items_once
+from diptych.errors import UserError
 from diptych.models.backbones import build_classifier
 from diptych.models.classifier import Embeddings
 from diptych.plots import open_picture
 from diptych.preprocessing import PreprocessingSpec
+from diptych.progress import warn
 from diptych.train import build_preprocessor, read_catalogues
 
 NUM_FOLDS = 5
@@ -53,8 +56,8 @@ def find_suspects(config: Config) -> list[Suspect]:
     torch.manual_seed(config.seed)  # backbones may be random
     preprocessor = build_preprocessor(config)
     train_items, val_items = read_catalogues(config, preprocessor)
-    items = [*train_items, *val_items]
-    labels = config.data.labels or labels_of(train_items)
+    items, num_folds = _judgeable([*train_items, *val_items])
+    labels = labels_of(items)
     truth = np.array([labels.index(item.category) for item in items])
     model = build_classifier(config.image, config.text, config.fusion, len(labels))
     num_workers = config.train.num_workers
@@ -63,11 +66,23 @@ def find_suspects(config: Config) -> list[Suspect]:
         linear_probe(),
         probe_features(embeddings),
         truth,
-        cv=StratifiedKFold(NUM_FOLDS, shuffle=True, random_state=config.seed),
+        cv=StratifiedKFold(num_folds, shuffle=True, random_state=config.seed),
         method="predict_proba",
     )
     worst_first = find_label_issues(truth, probabilities, return_indices_ranked_by="self_confidence")
     return [_suspect(items[index], labels, truth[index], probabilities[index]) for index in worst_first]
+
+
+def _judgeable(items: Sequence[Item]) -> tuple[list[Item], int]:
+    """The items whose category has others, so that a model can know it, and how many folds that allows."""
+    counts = Counter(item.category for item in items)
+    if alone := sorted(category for category, count in counts.items() if count == 1):
+        warn(f"not judged, because each is the only item of its category: {', '.join(alone)}")
+    judged = [item for item in items if counts[item.category] > 1]
+    counts = Counter(item.category for item in judged)
+    if len(counts) < 2:
+        raise UserError(f"found {len(counts)} categories with two items or more; expected: at least two")
+    return judged, min(NUM_FOLDS, *counts.values())
 
 
 def linear_probe() -> object:

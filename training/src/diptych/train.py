@@ -21,6 +21,7 @@ from diptych.data.items import Item
 from diptych.embedding_cache import embed_items, embed_items_once
 from diptych.errors import UserError
 from diptych.evaluate import evaluate_conditions
+from diptych.examples import choose_examples, write_examples
 from diptych.fingerprint import FINGERPRINT_FILE, fingerprint
 from diptych.json_file import write_json
 from diptych.labels import check_labels
@@ -118,6 +119,7 @@ def write_run(
         "temperature": round(model.fusion_head.temperature.item(), 4),
     }
     run.save()
+    write_examples(choose_examples(val_items, run.preprocessor), directory)
     write_json(directory / HISTORY_FILE, position.history)
     plot_history(position.history, position.best_epoch, directory / "training_curves.png")
     scores = evaluate_conditions(model, embeddings, truth.numpy())

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from diptych.data.items import Item
 from diptych.dataset import to_inputs
+from diptych.examples import Example
 from diptych.export import parity
 from diptych.export.parity import Parity, expect, measure_parity, require_parity
 from diptych.export.precision import FP32, Precision
@@ -30,26 +30,26 @@ class Gated:
 
 
 def write_parts(
-    run: Run, items: Sequence[Item], precision: Precision, directories: Mapping[str, Path]
+    run: Run, examples: Sequence[Example], precision: Precision, directories: Mapping[str, Path]
 ) -> Gated:
     """Write each part's model.pt into its directory, in the precision asked for or, with a note, more bits.
 
     The fp32 graph is always made and compared to rounding: it proves the tracing, in every shape. A graph of
     fewer bits comes from the same tracing and is then judged by the labels that it keeps on real items.
-    items   validation items
-    raises  UserError where the fp32 graph differs from the eager model
+    examples  validation items
+    raises    UserError where the fp32 graph differs from the eager model
     """
     is_for_gpu = "fp16" in (precision.image, precision.text) and torch.cuda.is_available()
     device = torch.device("cuda" if is_for_gpu else "cpu")
     eager = eager_parts(run.model.eval())
-    rows = parity.sample_rows(items, run.preprocessor)
+    rows = parity.sample_rows(examples, run.preprocessor)
     example, expected = to_inputs(rows["both"]), expect(eager, rows)
     plain = to_torchscript(run.model, example)
     results = [measure_parity("TorchScript", plain, expected, FP32)]
     require_parity(results[0])
 
     notes = [precision.note] if precision.note else []
-    real = [] if precision.is_exact else expect(eager, parity.real_rows(items, run.preprocessor), BATCHES)
+    real = [] if precision.is_exact else expect(eager, parity.real_rows(examples, run.preprocessor), BATCHES)
     for candidate in _ladder(precision):
         lean = to_torchscript(run.model, example, candidate)
         save_parts(lean, directories)

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from diptych.data.items import Item
 from diptych.dataset import to_inputs
 from diptych.errors import UserError
+from diptych.examples import Example, complete_pairs
 from diptych.export.precision import Numbers, Precision
 from diptych.export.torchscript import CPU, Parts, run_parts
 from diptych.models.classifier import Inputs
@@ -26,7 +26,6 @@ MAX_DIFFERENCE = 1e-5
 # The share of real items that must keep their label. bf16 text backbones kept all of 524 (quickstart), int8
 # ones 95.8 %: a choice for those who need the speed, and never made for them.
 MIN_AGREEMENT: dict[Numbers, float] = {"fp32": 1.0, "bf16": 0.995, "fp16": 0.995, "int8": 0.9}
-MAX_REAL_ITEMS = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,14 +39,11 @@ class Parity:
     label_agreement: float
 
 
-def sample_rows(items: Sequence[Item], preprocessor: Preprocessor) -> dict[str, list[Row]]:
-    """Real rows in every shape that serving meets, by the name of the case."""
-    complete = [item for item in items if item.image and item.text]
-    pairs = [(item.read_image(), item.text) for item in complete[: max(BATCH_SIZES)]]
-    if not pairs:
-        raise UserError("export needs validation items with both a picture and a text for its parity check")
+def sample_rows(examples: Sequence[Example], preprocessor: Preprocessor) -> dict[str, list[Row]]:
+    """Rows in every shape that serving meets, by the name of the case. Real ones as far as there are any."""
+    pairs = complete_pairs(examples, preprocessor.spec.image_size_px, max(BATCH_SIZES))
     long_text = f"{pairs[0][1]} " + "and so on " * preprocessor.spec.max_tokens
-    cases = {
+    cases: dict[str, Sequence[tuple[bytes, str]]] = {
         "both": pairs,
         "short text": [(image, text.split()[0]) for image, text in pairs],
         "full token length": [(image, long_text) for image, _ in pairs],
@@ -63,9 +59,9 @@ def sample_rows(items: Sequence[Item], preprocessor: Preprocessor) -> dict[str, 
     }
 
 
-def real_rows(items: Sequence[Item], preprocessor: Preprocessor) -> dict[str, list[Row]]:
+def real_rows(examples: Sequence[Example], preprocessor: Preprocessor) -> dict[str, list[Row]]:
     """Items as they are, for the share of labels that fewer bits move."""
-    chosen = [(item.read_image(), item.text.encode()) for item in items[:MAX_REAL_ITEMS]]
+    chosen = [(example.image, example.text.encode()) for example in examples]
     return {"real items": [_valid(row) for row in preprocessor.rows(chosen)]}
 
 

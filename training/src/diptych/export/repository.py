@@ -7,20 +7,22 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diptych import metering
-from diptych.data.catalogue import judge_rows, read_split
-from diptych.data.items import Item
+from diptych.data.catalogue import read_split
 from diptych.errors import UserError
+from diptych.examples import Example, as_served, choose_examples, complete_pairs, read_examples
 from diptych.export.gate import Gated, write_parts
 from diptych.export.manifest import build_manifest
 from diptych.export.precision import FP32, Precision
 from diptych.export.torchscript import IMAGE_ENCODER
 from diptych.labels import LABELS_FILE, write_labels
 from diptych.preprocessing import save_snapshot
+from diptych.progress import warn
 from diptych.release import golden
 from diptych.release.asking import ask_in_process
 from diptych.release.files import replace_text
@@ -58,6 +60,7 @@ def export(
     *,
     allow_new_labels: bool = False,
     sign_with: Ed25519PrivateKey | None = None,
+    from_table: bool = False,
 ) -> tuple[int, Gated]:
     """Add the run to a repository as its next version, or make a new repository.
 
@@ -66,16 +69,18 @@ def export(
     pictures would not suit both versions.
     allow_new_labels  add it even where its labels are not those that the repository serves
     sign_with         the key that vouches for the manifest, and with it for all files
+    from_table        compare on the config's validation table, even where the run keeps examples of its own
     returns           the version and what the parity gate let through
     """
     version = _next_version(repository)
     if version > 1 and not allow_new_labels:
         _require_same_labels(run, repository)
+    examples = _examples(run, from_table=from_table)
     try:
         repository.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-") as staging:
             staged = Path(staging) / "repository"
-            gated = _stage(run, version, staged, precision, sign_with)
+            gated = _stage(run, version, staged, precision, examples, sign_with)
             if version == 1:
                 staged.chmod(0o755)
                 staged.rename(repository)
@@ -92,15 +97,21 @@ def export(
 
 
 def _stage(
-    run: Run, version: int, staged: Path, precision: Precision, sign_with: Ed25519PrivateKey | None
+    run: Run,
+    version: int,
+    staged: Path,
+    precision: Precision,
+    examples: Sequence[Example],
+    sign_with: Ed25519PrivateKey | None,
 ) -> Gated:
     """Write one complete repository that holds this version alone."""
     _copy_source(staged)
     directories = {model.name: model / str(version) for model in sorted(staged.iterdir())}
     for directory in directories.values():
         directory.mkdir()
-    items, run = _validation_items(run), _as_served(run)
-    gated = write_parts(run, items, precision, directories)
+    run = _as_served(run)
+    examples = as_served(examples, run.preprocessor)
+    gated = write_parts(run, examples, precision, directories)
 
     # Triton takes model.py from the version, so that each version keeps the shell that it was exported with.
     for step in (PREPROCESS, TALLY):
@@ -115,7 +126,10 @@ def _stage(
     _size_warmup(staged, run.preprocessor.spec.image_size_px)
     golden.record(
         directories[ENSEMBLE] / GOLDEN_FILE,
-        [(item.read_image(), item.text.encode()) for item in items if item.image and item.text],
+        [
+            (example.image, example.text.encode())
+            for example in complete_pairs(examples, run.preprocessor.spec.image_size_px, golden.NUM_ITEMS)
+        ],
         ask_in_process(gated.parts, run.preprocessor),
         is_exact=gated.precision.is_exact,
     )
@@ -198,16 +212,14 @@ def _as_served(run: Run) -> Run:
     return dataclasses.replace(run, preprocessor=run.preprocessor.within(run.config.limits.serving))
 
 
-def _validation_items(run: Run) -> list[Item]:
-    """Those that the server will take."""
-    data = run.config.data
-    items = read_split(data.val_csv, data, labels=run.labels, preprocessor=run.preprocessor)
-    judged = judge_rows(
-        items,
-        None,
-        [_as_served(run).preprocessor],
-        check_images=True,
-        needs_category=True,
-        title="Choosing what the server takes",
-    )
-    return [row for row in judged if isinstance(row, Item)]
+def _examples(run: Run, *, from_table: bool) -> list[Example]:
+    """Validation items: those that the run keeps, or where it keeps none those of its table."""
+    examples = None if from_table else read_examples(run.directory)
+    if examples is None:
+        data = run.config.data
+        items = read_split(data.val_csv, data, labels=run.labels, preprocessor=run.preprocessor)
+        examples = choose_examples(items, run.preprocessor)
+    for index, name in enumerate(("an image", "a text")):
+        if not any(example[index] for example in examples):
+            warn(f"{run.directory}: no validation item has {name}: answers to {name} alone mean nothing")
+    return examples
