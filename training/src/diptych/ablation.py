@@ -65,7 +65,7 @@ def ablate(configs: Mapping[str, Config], out: Path, seeds: Sequence[int]) -> Re
             directory = out / f"{name.replace(' ', '_')}-{seed}"
             seeded = dataclasses.replace(config, seed=seed)
             if not _is_current(directory, seeded, digests[repr(config.data)]):
-                console.print(f"{name}, seed {seed}", style="bold")
+                console.print(f"{name}, seed {seed}", style="bold", markup=False)
                 evaluate(train(seeded, directory))
             results[name].append(_read_trial(directory))
     table = {name: [trial._asdict() for trial in trials] for name, trials in results.items()}

@@ -393,7 +393,7 @@ def ablate(
     plot_ablation(results, baselines, out / PICTURE_FILE)
     wide = Console(width=max(Console().width, 110))
     wide.print(score_table(results, baselines), balance_table(results, own=loaded.fusion.kind))
-    wide.print(f"Drawn in {out}/ablation.png; each variant's report is in its run.")
+    typer.echo(f"Drawn in {out}/{PICTURE_FILE}; each variant's report is in its run.")
 
 
 @app.command()
