@@ -1,17 +1,20 @@
-"""Triton's last step: counts the answers by label, and passes them on as they are.
+"""Triton's last step: counts the answers by label, and passes them on beside the identity of their labels.
 
 `diptych export` copies this file into each version directory, beside metering.py and that version's
 labels.txt. It knows Triton and the names of the labels; what it counts ends in metrics, which hold labels and
 numbers and nothing of a caller's.
 """
 
+import hashlib
 import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 PREDICTIONS, CONFIDENCE = "diptych_predictions_total", "diptych_prediction_confidence_total"
+IDENTITY_DIGITS = 16
 
 
 class TritonPythonModel:
@@ -19,7 +22,9 @@ class TritonPythonModel:
 
     def initialize(self, args):
         directory = Path(args["model_repository"]) / args["model_version"]
-        self._labels = read_labels(directory / "labels.txt")
+        labels = (directory / "labels.txt").read_bytes()
+        self._labels = split_labels(labels)
+        self._identity = hashlib.sha256(labels).hexdigest()[:IDENTITY_DIGITS].encode()
         metering = import_file(directory / "metering.py")
         families = [
             metering.Family(PREDICTIONS, "Answers by their most probable label.", "label", self._labels),
@@ -37,12 +42,14 @@ class TritonPythonModel:
     def _pass_on(self, request):
         probabilities = pb_utils.get_input_tensor_by_name(request, "fused_probabilities").as_numpy()
         self._meter.count(count_answers, probabilities, self._labels)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("probabilities", probabilities)])
+        identities = np.full((len(probabilities), 1), self._identity, dtype=np.object_)
+        tensors = {"probabilities": probabilities, "labels_sha256": identities}
+        return pb_utils.InferenceResponse([pb_utils.Tensor(*tensor) for tensor in tensors.items()])
 
 
-def read_labels(path):
+def split_labels(content):
     """One a line. Only a line feed ends a line: str.splitlines knows nine other characters."""
-    return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+    return content.decode("utf-8").removesuffix("\n").split("\n")
 
 
 def count_answers(probabilities, labels):

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fake_triton import Failure, FakeTriton
 
 import diptych_client
-from diptych_client import Client
+from diptych_client import Client, Retries
 
 TRANSPORTS = ("grpc", "http")
 
@@ -27,36 +25,7 @@ def client(request: pytest.FixtureRequest, triton: FakeTriton) -> Iterator[Clien
         yield client
 
 
-@pytest.fixture
-def listen() -> Iterator[Callable[[Callable[[socket.socket], None]], int]]:
-    """Starts a TCP server that treats every connection as told; gives its port."""
-    listeners, threads = [], []
-
-    def start(treat: Callable[[socket.socket], None]) -> int:
-        listener = socket.create_server(("127.0.0.1", 0))
-        listeners.append(listener)
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection, contextlib.suppress(OSError):  # the client hangs up, as it should
-                    treat(connection)
-
-        threads.append(threading.Thread(target=serve))
-        threads[-1].start()
-        return listener.getsockname()[1]
-
-    yield start
-    for listener, thread in zip(listeners, threads, strict=True):
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join()
-
-
-def test_both_inputs_are_always_sent_and_one_output_is_asked_for(client: Client, triton: FakeTriton):
+def test_both_inputs_are_always_sent_and_both_outputs_are_asked_for(client: Client, triton: FakeTriton):
     client.classify(image=b"picture\0\0")
     client.classify(text="Größe 42")
     client.classify(image=b"picture", text="words")
@@ -73,7 +42,7 @@ def test_both_inputs_are_always_sent_and_one_output_is_asked_for(client: Client,
         ("BYTES", (1, 1), b"\x05\0\0\0words"),
     ]
     assert {(received.model, received.outputs) for received in triton.received} == {
-        ("classifier", ("probabilities",))
+        ("classifier", ("probabilities", "labels_sha256"))
     }
 
 
@@ -207,10 +176,14 @@ def test_a_server_that_trickles_its_answer_is_cut_off_at_the_deadline(listen):
     ],
 )
 def test_a_failure_has_one_type_and_one_wording_over_both_transports(
-    client: Client, triton: FakeTriton, failure: Failure, kind: str, message: str
+    triton: FakeTriton, wire: str, failure: Failure, kind: str, message: str
 ):
     triton.failure = failure
-    with pytest.raises(getattr(diptych_client, kind)) as raised:
+    retries = Retries(max_attempts=2, first_pause_s=0.001)
+    with (
+        Client(triton.urls[wire], retries=retries) as client,
+        pytest.raises(getattr(diptych_client, kind)) as raised,
+    ):
         client.classify(text="words")
     assert raised.value.message == message
     assert len(raised.value.request_id or "") == 32

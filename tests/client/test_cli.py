@@ -77,16 +77,16 @@ def test_health_is_an_inference(triton: FakeTriton, capsys):
     [
         (Failure("INTERNAL", 500, "stub died"), 1),
         (Failure("INVALID_ARGUMENT", 400, "preprocess: image: found a text file"), 2),
-        (Failure("UNAVAILABLE", 503, "Request timeout expired"), 5),
         (Failure("UNAVAILABLE", 503, "Exceeds maximum queue size"), 5),
         (Failure("NOT_FOUND", 404, "Request for unknown model: 'classifier' is not found"), 6),
+        (Failure("UNAUTHENTICATED", 401, "the token has expired"), 7),
     ],
 )
 def test_a_failure_goes_to_stderr_and_into_the_exit_code(
     triton: FakeTriton, capsys, failure: Failure, code: int
 ):
     triton.failure = failure
-    assert main(["classify", "--text", "words"]) == code
+    assert main(["classify", "--text", "words", "--timeout-s", "1"]) == code
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith(f"diptych-client: {failure.message} [request ")

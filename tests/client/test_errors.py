@@ -45,11 +45,11 @@ def test_a_grpc_status_has_one_error(code: str, details: str, kind: str):
         (503, b'{"error":"Exceeds maximum queue size"}', "Overloaded", "Exceeds maximum queue size"),
         (500, b'{"error":"stub died"}', "ServerFault", "stub died"),
         (413, b"<html>Too Large</html>", "InvalidInput", "HTTP 413: <html>Too Large</html>"),
-        (401, b"no token", "InvalidInput", "HTTP 401: no token"),
+        (401, b"no token", "NotAllowed", "HTTP 401: no token"),
         (
             403,
             b'{"error":"This API is restricted, expecting header"}',
-            "InvalidInput",
+            "NotAllowed",
             "This API is restricted, expecting header",
         ),
         (429, b"", "Overloaded", "HTTP 429: empty answer"),
@@ -108,7 +108,7 @@ def test_a_url_names_an_endpoint(url: str, endpoint: str):
     [
         ("127.0.0.1:8001", "'127.0.0.1:8001'"),
         ("ftp://triton", "'ftp://triton'"),
-        ("http://triton/v2", "'http://triton/v2'"),
+        ("http://triton/v2?a=b", "'http://triton/v2"),
         ("http://", "'http://'"),
         ("local:", "'local:'"),
         ("http://triton:abc", "a malformed URL"),
@@ -154,3 +154,10 @@ def test_a_certificate_file_that_cannot_be_read_is_refused(scheme: str):
         pytest.raises(InvalidInput, match=r"^tls: found files that cannot be used \(.*No such file"),
     ):
         client.classify(text="words")
+
+
+def test_a_path_over_grpc_is_refused_and_says_that_http_may_have_one():
+    with pytest.raises(
+        InvalidInput, match=r"with the path '/models'; accepted: no path over gRPC; over HTTP"
+    ):
+        Client("grpc://triton/models")

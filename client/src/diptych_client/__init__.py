@@ -4,6 +4,7 @@ All public names are here. Modules whose names begin with an underscore may chan
 Importing this package loads no gRPC, Pillow or numpy: they come with the first call that needs them.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from diptych_client._answer import Answer, Explanation, Outcome, Scored, ServerInfo, Timings
@@ -16,6 +17,7 @@ from diptych_client._errors import (
     DiptychError,
     InvalidInput,
     ModelNotReady,
+    NotAllowed,
     Overloaded,
     ServerFault,
 )
@@ -25,6 +27,9 @@ from diptych_client._tls import Tls
 
 if TYPE_CHECKING:
     from diptych_client._score import score_table
+
+# Silent until a program sets logging up.
+logging.getLogger("diptych_client").addHandler(logging.NullHandler())
 
 __version__ = "0.1.0"
 
@@ -42,6 +47,7 @@ __all__ = [
     "Item",
     "Limits",
     "ModelNotReady",
+    "NotAllowed",
     "Outcome",
     "Overloaded",
     "Retries",

@@ -18,6 +18,9 @@ MODEL = "classifier"
 IMAGE = "image"
 TEXT = "text"
 PROBABILITIES = "probabilities"
+# Which labels.txt names the probabilities: the first 16 hex digits of its SHA-256.
+LABELS_IDENTITY = "labels_sha256"
+OUTPUTS = (PROBABILITIES, LABELS_IDENTITY)
 INPUT_SHAPE = (1, 1)  # one row of one element
 
 # How many classes a request for labels asks for: all. Triton answers with as many as there are.
@@ -42,10 +45,11 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """The output `probabilities` as it came, and who sent it."""
+    """The output `probabilities` as it came, what identifies its labels, and which version answered."""
 
     request_id: str
     model_version: str
+    labels_identity: str
     datatype: str
     shape: tuple[int, ...]
     data: bytes
@@ -99,6 +103,18 @@ def pack_bytes(value: bytes) -> bytes:
     By hand, because the way over `np.bytes_` drops trailing zero bytes.
     """
     return struct.pack("<I", len(value)) + value
+
+
+def read_identity(shape: tuple[int, ...], data: bytes, request_id: str) -> str:
+    """The output `labels_sha256` of one row. Raises ServerFault."""
+    try:
+        elements = unpack_bytes(data)
+        if shape != (1, 1) or len(elements) != 1:
+            raise ValueError(f"{list(shape)} instead of [1, 1]")
+        return elements[0].decode("ascii")
+    except (ValueError, struct.error) as error:
+        message = f"model {MODEL!r}, output {LABELS_IDENTITY!r}: {error}. Is this a Diptych repository?"
+        raise ServerFault(message, request_id) from None
 
 
 def unpack_bytes(data: bytes) -> tuple[bytes, ...]:
@@ -212,14 +228,15 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """The label names of one version of the ensemble, in order."""
+    """The label names of one labels.txt, in order."""
 
-    model_version: str
+    identity: str
     names: tuple[str, ...]
 
 
 def read_answer(reply: Reply, labels: Labels, min_score: float, timings: Timings) -> Answer:
     """Raises ServerFault where the reply is not a row of probabilities, one for each label."""
+    assert reply.labels_identity == labels.identity
     values = reply.floats()
     if len(values) != len(labels.names):
         raise reply.fault(f"{len(values)} probabilities for {len(labels.names)} labels")
@@ -247,7 +264,7 @@ def read_labels(reply: Reply) -> Labels:
         names[int(fields[1])] = fields[2]
     if sorted(names) != list(range(reply.shape[1])) or len(set(names.values())) != len(names):
         raise reply.fault(f"labels that are not unique: {sorted(names.items())}")
-    return Labels(reply.model_version, tuple(names[index] for index in range(len(names))))
+    return Labels(reply.labels_identity, tuple(names[index] for index in range(len(names))))
 
 
 def explain(answer: Answer, image_only: Answer | None, text_only: Answer | None) -> Answer:

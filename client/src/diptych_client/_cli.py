@@ -20,6 +20,7 @@ from diptych_client._errors import (
     DiptychError,
     InvalidInput,
     ModelNotReady,
+    NotAllowed,
     Overloaded,
     ServerFault,
 )
@@ -33,6 +34,7 @@ EXIT_CODES = {
     DeadlineExceeded: 4,
     Overloaded: 5,
     ModelNotReady: 6,
+    NotAllowed: 7,
 }
 
 EPILOG = """\
@@ -52,6 +54,7 @@ exit codes:
   4  no answer in time
   5  the server is overloaded: try again later
   6  the model is not ready
+  7  the server does not accept who we are: a missing or expired token
 """
 
 SCORE_EPILOG = """\

@@ -1,26 +1,42 @@
 """`Client` and `AsyncClient`, and the base that holds all they share.
 
-They turn items into bytes and carry out the steps of `_conversation.py`. All decisions lie there.
+They turn items into bytes and carry out the steps of `_exchange.py`. All decisions lie there.
 """
 
 from __future__ import annotations
 
 import abc
 import asyncio
+import concurrent.futures
+import contextvars
 import functools
+import os
+import re
 import threading
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Sequence
+import weakref
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from diptych_client import _tracing
 from diptych_client._answer import Answer, Outcome, ServerInfo
-from diptych_client._conversation import (
-    Conversation,
+from diptych_client._conversation import Conversation, Health, Question
+from diptych_client._environment import DEFAULT_URL, headers_of, timeout_of, tls_of
+from diptych_client._errors import ConnectionFailed, DiptychError, InvalidInput
+from diptych_client._exchange import (
+    Alone,
     Describe,
     Exchange,
-    Health,
     Infer,
     Pause,
     Resolve,
@@ -28,28 +44,39 @@ from diptych_client._conversation import (
     Steps,
     Together,
 )
-from diptych_client._errors import ConnectionFailed, DiptychError, InvalidInput
-from diptych_client._headers import GivenHeaders, Headers
+from diptych_client._headers import GivenHeaders, Headers, checked_headers
 from diptych_client._inputs import Fetch, ImageInput, InputRules, Limits, encode_item
-from diptych_client._retries import Deadline, Retries
-from diptych_client._servers import LOCAL, Address, parse_urls, resolve, resolve_async
+from diptych_client._retries import Deadline, Retries, is_number
+from diptych_client._servers import LOCAL, Address, Resolver, parse_urls
 from diptych_client._tls import Tls
-from diptych_client._transports import AsyncTransport, Transport, Wire, open_async_transport, open_transport
+from diptych_client._transports import (
+    AsyncTransport,
+    Attempt,
+    Transport,
+    open_async_transport,
+    open_transport,
+)
 
 # An answer takes tens of milliseconds; a caller who waits for five seconds has an outage, not a slow answer.
 DEFAULT_TIMEOUT_S = 5.0
 # A server loads its models in seconds to minutes.
 READY_TIMEOUT_S = 120.0
 
+# Triton logs it, and it goes into HTTP and gRPC as it is.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
-AnyTransport = TypeVar("AnyTransport")
+T = TypeVar("T")
+AnyTransport = TypeVar("AnyTransport", Transport, AsyncTransport)
 Classified = TypeVar("Classified")
+AnyBase = TypeVar("AnyBase", bound="BaseClient[Any]")
 AnyClient = TypeVar("AnyClient", bound="Client")
 AnyAsyncClient = TypeVar("AnyAsyncClient", bound="AsyncClient")
 
 
 class BaseClient(abc.ABC, Generic[AnyTransport]):
     """Not for use by itself: `Client` and `AsyncClient` carry out what it decides."""
+
+    _is_async: bool
 
     def __init__(
         self,
@@ -67,37 +94,98 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
         """Opens no connection yet; a local repository is loaded at once.
 
         url           grpc://host:port or http://host:port, grpcs:// or https:// for TLS, local:PATH to run an
-                      exported repository in this process; or a list of URLs, to be used in turn
+                      exported repository in this process; or a list of URLs, to be used in turn. HTTP's may
+                      have a path, which a gateway puts before /v2: https://gateway/models/diptych
         timeout_s     the total time that one call may take, retries included, unless the call says otherwise
-        headers       sent with every request: a mapping, or a function that returns one for each request
+        headers       sent with every request: a mapping, or a function that returns one for each request. It
+                      may be asynchronous in AsyncClient, which calls any other in a thread
         tls           whom to trust and who we are, for grpcs:// and https://
         retries       how failed requests are sent again; Retries(max_attempts=1): never
         min_score     below this probability an answer's label is None, unless the call says otherwise
-        shrink_to_px  scale pictures down to this longest side before sending. Off by default: the answer to
-                      a scaled picture differs a little. Twice the model's image size loses next to nothing
+        shrink_to_px  scale images down to this longest side before sending. Off by default: the answer to
+                      a scaled image differs a little. Twice the model's image size loses next to nothing
         limits        what is refused before sending
-        fetch         gets the bytes behind a URL. Without it URLs are refused: whoever fetches what strangers
-                      name can be led into the private network (server-side request forgery)
+        fetch         gets the bytes behind a URL. Without it URLs are refused: a service that fetches what
+                      strangers name can be led into the private network (server-side request forgery)
         raises        InvalidInput
         """
+        self._given: dict[str, Any] = {
+            "url": url,
+            "timeout_s": timeout_s,
+            "headers": headers,
+            "tls": tls,
+            "retries": retries,
+            "min_score": min_score,
+            "shrink_to_px": shrink_to_px,
+            "limits": limits,
+            "fetch": fetch,
+        }
+        for name, kind in (("tls", Tls), ("retries", Retries), ("limits", Limits)):
+            value = self._given[name]
+            if value is not None and not isinstance(value, kind):
+                raise InvalidInput.refusing(name, repr(value), f"{kind.__name__}(...), or None")
+        if fetch is not None and not callable(fetch):
+            raise InvalidInput.refusing("fetch", repr(fetch), "a function from a URL to bytes, or None")
         Deadline(timeout_s)  # refuses what is no time
         self._endpoints = parse_urls(url)
         self._timeout_s = timeout_s
         self._min_score = _checked_score(min_score)
         self._rules = InputRules(limits or Limits(), shrink_to_px, fetch)
-        self._wire = Wire(Headers(headers), tls)
-        exchange = Exchange(self._endpoints, retries or Retries(), self._wire.headers.redact)
-        self._conversation = Conversation(exchange)
-        self._balancer = exchange.balancer
+        self._headers = Headers(headers, may_be_async=self._is_async)
+        self._tls = tls
+        self._retries = retries or Retries()
         self._is_closed = False
         self._transports: dict[Address, AnyTransport] = {}
-        self._lock = threading.Lock()
+        self._start_anew()
         for endpoint in self._endpoints:
             if endpoint.scheme == LOCAL:
                 self._transport_to(Address(endpoint, endpoint.host))
+        _CLIENTS.add(self)
+
+    @classmethod
+    def from_env(cls: type[AnyBase], **arguments: Any) -> AnyBase:
+        """A client as the environment configures it: DIPTYCH_URL, DIPTYCH_TIMEOUT_S, DIPTYCH_HEADERS,
+        DIPTYCH_CA_FILE, DIPTYCH_CERTIFICATE_FILE and DIPTYCH_KEY_FILE, as `diptych-client --help` explains
+        them.
+
+        arguments  those of the constructor; they go before the environment
+        """
+        given = dict(arguments)
+        given.setdefault("url", os.environ.get("DIPTYCH_URL") or DEFAULT_URL)
+        given.setdefault("headers", headers_of(os.environ))
+        given.setdefault("tls", tls_of(os.environ))
+        timeout_s = timeout_of(os.environ)
+        if timeout_s is not None:
+            given.setdefault("timeout_s", timeout_s)
+        return cls(**given)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle, deepcopy and spawned processes get a client of their own, made of the same arguments. What
+        is in `headers` is then in the pickle."""
+        return _reconstruct, (type(self), self._given)
+
+    def _start_anew(self) -> None:
+        """Forget connections, locks, threads and what is known of servers: at first, and in a forked child,
+        where connections are still the parent's and locks may be held by threads that are not there."""
+        exchange = Exchange(self._endpoints, self._retries, self._headers.redact)
+        self._conversation = Conversation(exchange)
+        self._balancer = exchange.balancer
+        self._resolver = Resolver(self._balancer.update)
+        self._lock = threading.Lock()
+        self._threads: concurrent.futures.ThreadPoolExecutor | None = None
+        self._transports = {
+            address: transport
+            for address, transport in self._transports.items()
+            if address.scheme == LOCAL or not self._abandon(transport)
+        }
 
     @abc.abstractmethod
     def _open(self, address: Address) -> AnyTransport: ...
+
+    @abc.abstractmethod
+    def _abandon(self, transport: AnyTransport) -> bool:
+        """Let go of it in a forked child. Returns True."""
+        ...
 
     def _transport_to(self, address: Address) -> AnyTransport:
         transport = self._transports.get(address)
@@ -120,6 +208,8 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
         """Remove all transports, for good."""
         with self._lock:
             self._is_closed = True
+            if self._threads is not None:
+                self._threads.shutdown(wait=False, cancel_futures=True)
             transports = list(self._transports.values())
             self._transports.clear()
             return transports
@@ -149,25 +239,56 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
     def _score_of(self, min_score: float | None) -> float:
         return self._min_score if min_score is None else _checked_score(min_score)
 
+    def _in_thread(self, work: Callable[[], T]) -> concurrent.futures.Future[T]:
+        """Run work that may block in a thread of this client's own, with the caller's context variables."""
+        with self._lock:
+            if self._threads is None and not self._is_closed:
+                self._threads = concurrent.futures.ThreadPoolExecutor(
+                    max_workers=32, thread_name_prefix="diptych-client"
+                )
+            threads = self._threads
+        future: concurrent.futures.Future[T]
+        try:
+            if threads is None:
+                raise RuntimeError
+            return threads.submit(contextvars.copy_context().run, work)
+        except RuntimeError:  # the client is closed or the interpreter ends: no more threads
+            future = concurrent.futures.Future()
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+            return future
 
-def _checked_score(min_score: float) -> float:
-    if not 0 <= min_score <= 1:
-        raise InvalidInput.refusing("min_score", repr(min_score), "a probability, 0 to 1")
-    return min_score
+    def _encode_at_once(self, image: ImageInput) -> bool:
+        """Whether an item becomes bytes without waiting for a disk, a network or much work."""
+        is_bytes = isinstance(image, (bytes, bytearray, memoryview))
+        return image is None or (is_bytes and self._rules.shrink_to_px is None)
 
 
-__all__ = ["DEFAULT_TIMEOUT_S", "Client"]
+# Those that start anew in a forked child.
+_CLIENTS: weakref.WeakSet[BaseClient[Any]] = weakref.WeakSet()
 
-T = TypeVar("T")
+
+def _start_all_anew() -> None:
+    for client in list(_CLIENTS):
+        client._start_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_all_anew)
 
 
 class Client(BaseClient[Transport]):
-    """Make one for each process, share it between threads, close it at the end.
+    """Make one for each process, share it between threads, close it at the end. A forked process may use its
+    parent's: it opens connections of its own.
 
     with Client("grpc://127.0.0.1:8001") as client:
         answer = client.classify(image="phone.jpg", text="A modern smartphone")
         print(answer.label, answer.score)
     """
+
+    _is_async = False
 
     def classify(
         self,
@@ -177,23 +298,29 @@ class Client(BaseClient[Transport]):
         timeout_s: float | None = None,
         min_score: float | None = None,
         explain: bool = False,
+        headers: Mapping[str, str] | None = None,
+        request_id: str | None = None,
     ) -> Answer:
         """Classify one item by its image, its text, or both.
 
-        image      a path, an encoded file's bytes, a binary file object, a PIL image, or an (H, W, 3) uint8
-                   RGB array. URLs only where the client has a `fetch`.
-        text       a few words
-        timeout_s  the total time for this call, retries included; None: the client's
-        min_score  below this probability the answer's label is None; None: the client's
-        explain    also ask about the image alone and the text alone, for `answer.explanation`
-        raises     DiptychError, of the kind that `_errors.py` draws
+        image       a path, an encoded file's bytes, a binary file object, a PIL image, or an (H, W, 3) uint8
+                    RGB array. URLs only where the client has a `fetch`.
+        text        a few words
+        timeout_s   the total time for this call, reading the image and retries included; None: the client's
+        min_score   below this probability the answer's label is None; None: the client's
+        explain     also ask about the image alone and the text alone, for `answer.explanation`
+        headers     for this call alone, beside the client's and before them
+        request_id  what the server's logs and traces call this request; None: a random one. Never the same
+                    for two calls: answers are told apart by it
+        raises      DiptychError, of the kind that `_errors.py` draws
         """
         deadline = self._start(timeout_s)
         score = self._score_of(min_score)
-        item = encode_item(image, text, self._rules)
+        own, name = checked_headers(headers), _checked_request_id(request_id)
+        question = Question(*self._encode(image, text, deadline), deadline, score, own, name)
         ask = self._conversation.explain if explain else self._conversation.classify
         with _tracing.call("classify"):
-            return self._run(ask(*item, deadline, score))
+            return self._run(ask(question))
 
     def classify_many(
         self,
@@ -264,7 +391,21 @@ class Client(BaseClient[Transport]):
         self.close()
 
     def _open(self, address: Address) -> Transport:
-        return open_transport(address, self._wire)
+        return open_transport(address, self._tls)
+
+    def _abandon(self, transport: Transport) -> bool:
+        transport.abandon()
+        return True
+
+    def _start_anew(self) -> None:
+        super()._start_anew()
+        self._alone = threading.Lock()
+
+    def _encode(self, image: ImageInput, text: str | None, deadline: Deadline) -> tuple[bytes, bytes]:
+        if self._encode_at_once(image):
+            return encode_item(image, text, self._rules)
+        encoding = self._in_thread(lambda: encode_item(image, text, self._rules))
+        return _result(encoding, deadline)
 
     def _run(self, steps: Steps[T]) -> T:
         """Carry out the steps, until they have their result."""
@@ -284,33 +425,51 @@ class Client(BaseClient[Transport]):
     def _perform(self, step: Step) -> Any:
         if isinstance(step, Infer):
             with _tracing.attempt(step.address, step.request):
-                return self._transport_to(step.address).infer(step.request, step.deadline)
+                attempt = self._attempt(step, step.request.request_id)
+                return self._transport_to(step.address).infer(step.request, attempt)
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
         if isinstance(step, Together):
             return self._run_together(step)
+        if isinstance(step, Alone):
+            return self._run_alone(step)
         if isinstance(step, Describe):
-            return self._transport_to(step.address).describe(step.deadline)
+            return self._transport_to(step.address).describe(self._attempt(step, None))
         if isinstance(step, Resolve):
             for transport in self._take_abandoned():
                 transport.close()
-            return resolve(step.endpoint, step.deadline)
+            lookup = self._resolver.look_up(step.endpoint)
+            return _result(lookup, step.deadline) if step.must_wait else None
         raise AssertionError(step)
 
-    def _run_together(self, step: Together) -> list[Any]:
-        from concurrent.futures import ThreadPoolExecutor
+    def _attempt(self, step: Infer | Describe, request_id: str | None) -> Attempt:
+        renewed = self._headers.renewed() if self._headers.has_function else None
+        headers = self._headers.pairs(renewed, step.headers)
+        return Attempt(step.deadline, step.connect_timeout_s, headers, request_id)
 
-        with ThreadPoolExecutor(len(step.parts)) as threads:
+    def _run_together(self, step: Together) -> list[Any]:
+        with concurrent.futures.ThreadPoolExecutor(len(step.parts)) as threads:
             return list(threads.map(_tracing.carried(self._run), step.parts))
+
+    def _run_alone(self, step: Alone) -> Any:
+        if not self._alone.acquire(timeout=step.deadline.remaining_s()):
+            raise step.deadline.exceeded()
+        try:
+            return self._run(step.part)
+        finally:
+            self._alone.release()
 
 
 class AsyncClient(BaseClient[AsyncTransport]):
-    """Make one for each event loop, share it between tasks, close it at the end.
+    """The same methods as `Client`, to be awaited. Share it between tasks, close it at the end. Used in
+    another event loop, as by a second `asyncio.run`, it opens connections of that loop.
 
     async with AsyncClient("grpc://127.0.0.1:8001") as client:
         answer = await client.classify(image="phone.jpg", text="A modern smartphone")
         print(answer.label, answer.score)
     """
+
+    _is_async = True
 
     async def classify(
         self,
@@ -320,17 +479,17 @@ class AsyncClient(BaseClient[AsyncTransport]):
         timeout_s: float | None = None,
         min_score: float | None = None,
         explain: bool = False,
+        headers: Mapping[str, str] | None = None,
+        request_id: str | None = None,
     ) -> Answer:
         """As `Client.classify`. Files are read and images encoded in a thread."""
         deadline = self._start(timeout_s)
         score = self._score_of(min_score)
-        if image is None:
-            item = encode_item(image, text, self._rules)
-        else:
-            item = await asyncio.to_thread(encode_item, image, text, self._rules)
+        own, name = checked_headers(headers), _checked_request_id(request_id)
+        question = Question(*await self._encode(image, text, deadline), deadline, score, own, name)
         ask = self._conversation.explain if explain else self._conversation.classify
         with _tracing.call("classify"):
-            return await self._run(ask(*item, deadline, score))
+            return await self._run(ask(question))
 
     def classify_many(
         self,
@@ -385,10 +544,49 @@ class AsyncClient(BaseClient[AsyncTransport]):
         await self.close()
 
     def _open(self, address: Address) -> AsyncTransport:
-        return open_async_transport(address, self._wire)
+        return open_async_transport(address, self._tls)
+
+    def _abandon(self, transport: AsyncTransport) -> bool:
+        _PARENTS.append(transport)
+        return True
+
+    def _start_anew(self) -> None:
+        super()._start_anew()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._end_of_loop: AsyncGenerator[None, None] | None = None
+
+    async def _enter_loop(self) -> None:
+        """Take connections and locks of the running event loop, where it is not the one of the last call."""
+        loop = asyncio.get_running_loop()
+        if loop is self._loop:
+            return
+        with self._lock:
+            self._loop = loop
+            self._alone = asyncio.Lock()
+            left = [address for address in self._transports if address.scheme != LOCAL]
+            for address in left:  # of a loop that was closed without its asynchronous generators
+                _PARENTS.append(self._transports.pop(address))
+        self._end_of_loop = self._close_with_loop(loop)
+        await anext(self._end_of_loop)
+
+    async def _close_with_loop(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None, None]:
+        """An event loop closes its asynchronous generators before it ends, and so our connections."""
+        try:
+            yield
+        finally:
+            if self._loop is loop and asyncio.get_running_loop() is loop:
+                self._loop = None
+                for address in [address for address in self._transports if address.scheme != LOCAL]:
+                    await self._transports.pop(address).close()
+
+    async def _encode(self, image: ImageInput, text: str | None, deadline: Deadline) -> tuple[bytes, bytes]:
+        if self._encode_at_once(image):
+            return encode_item(image, text, self._rules)
+        return await _async_result(self._in_thread(lambda: encode_item(image, text, self._rules)), deadline)
 
     async def _run(self, steps: Steps[T]) -> T:
         """Carry out the steps, until they have their result."""
+        await self._enter_loop()
         try:
             step = next(steps)
             while True:
@@ -405,18 +603,33 @@ class AsyncClient(BaseClient[AsyncTransport]):
     async def _perform(self, step: Step) -> Any:
         if isinstance(step, Infer):
             with _tracing.attempt(step.address, step.request):
-                return await self._transport_to(step.address).infer(step.request, step.deadline)
+                attempt = await self._attempt(step, step.request.request_id)
+                return await self._transport_to(step.address).infer(step.request, attempt)
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
         if isinstance(step, Together):
             return await self._run_together(step)
+        if isinstance(step, Alone):
+            return await self._run_alone(step)
         if isinstance(step, Describe):
-            return await self._transport_to(step.address).describe(step.deadline)
+            return await self._transport_to(step.address).describe(await self._attempt(step, None))
         if isinstance(step, Resolve):
             for transport in self._take_abandoned():
                 await transport.close()
-            return await resolve_async(step.endpoint, step.deadline)
+            lookup = self._resolver.look_up(step.endpoint)
+            return await _async_result(lookup, step.deadline) if step.must_wait else None
         raise AssertionError(step)
+
+    async def _attempt(self, step: Infer | Describe, request_id: str | None) -> Attempt:
+        renewed = None
+        if self._headers.is_async:
+            renewing = asyncio.ensure_future(self._headers.renewed())
+            await _until_done(renewing, step.deadline)
+            renewed = renewing.result()
+        elif self._headers.has_function:  # it may block, and never on the event loop
+            renewed = await _async_result(self._in_thread(self._headers.renewed), step.deadline)
+        headers = self._headers.pairs(renewed, step.headers)
+        return Attempt(step.deadline, step.connect_timeout_s, headers, request_id)
 
     async def _run_together(self, step: Together) -> list[Any]:
         runs = [self._run(part) for part in step.parts]
@@ -425,3 +638,61 @@ class AsyncClient(BaseClient[AsyncTransport]):
             if isinstance(outcome, BaseException):
                 raise outcome
         return outcomes
+
+    async def _run_alone(self, step: Alone) -> Any:
+        try:
+            await asyncio.wait_for(self._alone.acquire(), step.deadline.remaining_s())
+        except asyncio.TimeoutError:
+            raise step.deadline.exceeded() from None
+        try:
+            return await self._run(step.part)
+        finally:
+            self._alone.release()
+
+
+# Connections of a parent process, or of an event loop that is gone. They cannot be closed from here.
+_PARENTS: list[AsyncTransport] = []
+
+
+def _reconstruct(kind: type[Any], arguments: dict[str, Any]) -> Any:
+    return kind(**arguments)
+
+
+def _result(future: concurrent.futures.Future[T], deadline: Deadline) -> T:
+    """Raises DeadlineExceeded, or what the work raised."""
+    concurrent.futures.wait([future], timeout=deadline.remaining_s())
+    if not future.done():
+        future.cancel()
+        raise deadline.exceeded()
+    return future.result()
+
+
+async def _async_result(future: concurrent.futures.Future[T], deadline: Deadline) -> T:
+    """The same on an event loop."""
+    wrapped = asyncio.wrap_future(future)
+    await _until_done(wrapped, deadline)
+    return wrapped.result()
+
+
+async def _until_done(future: asyncio.Future[Any], deadline: Deadline) -> None:
+    try:
+        await asyncio.wait([future], timeout=deadline.remaining_s())
+    except BaseException:
+        future.cancel()
+        raise
+    if not future.done():
+        future.cancel()
+        raise deadline.exceeded()
+
+
+def _checked_score(min_score: float) -> float:
+    if not is_number(min_score) or not 0 <= min_score <= 1:
+        raise InvalidInput.refusing("min_score", repr(min_score), "a probability, 0 to 1")
+    return min_score
+
+
+def _checked_request_id(request_id: str | None) -> str | None:
+    if request_id is None or (isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id)):
+        return request_id
+    accepted = "1 to 128 ASCII letters, digits and . _ : / + = -"
+    raise InvalidInput.refusing("request_id", repr(request_id)[:200], accepted)

@@ -1,21 +1,15 @@
-"""What is said to a server and in which order, without any I/O.
+"""What is said to servers and in which order: questions about items, about labels, about health.
 
-Each method is a generator. It yields a step, is sent the step's outcome or thrown its DiptychError, and
-returns the result at its end. So the order of things is written once, and `Client` and `AsyncClient` only
-carry the steps out, as httpx does with its authentication flows.
+Each method is a generator of the steps of `_exchange.py` and returns the result.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, Generic, TypeVar
 
 from diptych_client._answer import (
     Answer,
     Labels,
-    Reply,
     Request,
     ServerInfo,
     Timings,
@@ -24,163 +18,16 @@ from diptych_client._answer import (
     read_labels,
 )
 from diptych_client._errors import (
-    QUEUE_TIMEOUT,
     ConnectionFailed,
     DeadlineExceeded,
     DiptychError,
     ModelNotReady,
     Overloaded,
 )
-from diptych_client._retries import Deadline, Retries, RetryBudget
-from diptych_client._servers import Address, Balancer, Endpoint
-
-T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Infer:
-    """Outcome: Reply."""
-
-    address: Address
-    request: Request
-    deadline: Deadline
-
-
-@dataclasses.dataclass(frozen=True)
-class Describe:
-    """Outcome: ServerInfo."""
-
-    address: Address
-    deadline: Deadline
-
-
-@dataclasses.dataclass(frozen=True)
-class Resolve:
-    """Outcome: tuple[Address, ...]."""
-
-    endpoint: Endpoint
-    deadline: Deadline
-
-
-@dataclasses.dataclass(frozen=True)
-class Pause:
-    """Outcome: None."""
-
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Together:
-    """Run all at once. Outcome: list of their results, in order; the first error, where there is one."""
-
-    parts: tuple[Steps[Any], ...]
-
-
-Step = Infer | Describe | Resolve | Pause | Together
-Steps = Generator[Step, Any, T]
-
-
-# Who has more than this left when the server's queue lets him go has met the server's limit, not his own.
-TIME_LEFT_S = 0.1
-
-
-@dataclasses.dataclass(frozen=True)
-class Answered(Generic[T]):
-    """A reply, whose it is, and how long its own attempt took."""
-
-    reply: T
-    address: Address
-    num_attempts: int
-    waiting_s: float
-
-
-class Exchange:
-    """One for each client. Safe to share between threads."""
-
-    def __init__(
-        self, endpoints: Sequence[Endpoint], retries: Retries, redact: Callable[[str], str] = str
-    ) -> None:
-        self.balancer = Balancer(endpoints)
-        self._redact = redact
-        self._budget = RetryBudget(retries)
-
-    def infer(
-        self,
-        request: Request,
-        deadline: Deadline,
-        *,
-        at: Address | None = None,
-        may_retry: bool = True,
-    ) -> Steps[Answered[Reply]]:
-        """at  the one server to ask; None: whose turn it is"""
-
-        def step(address: Address) -> Infer:
-            return Infer(address, request, deadline)
-
-        return self._carry(step, deadline, at, may_retry)
-
-    def describe(self, deadline: Deadline, *, may_retry: bool = True) -> Steps[Answered[ServerInfo]]:
-        def step(address: Address) -> Describe:
-            return Describe(address, deadline)
-
-        return self._carry(step, deadline, None, may_retry)
-
-    def _carry(
-        self,
-        step: Callable[[Address], Infer | Describe],
-        deadline: Deadline,
-        at: Address | None,
-        may_retry: bool,
-    ) -> Steps[Answered[Any]]:
-        tried: list[Address] = []
-        while True:
-            yield from self._resolve(deadline)
-            address = self.balancer.pick(tried) if at is None else at
-            tried.append(address)
-            started_s = time.monotonic()
-            try:
-                reply = yield step(address)
-            except DiptychError as caught:
-                error = _by_time_left(caught, deadline)
-                error.redact(self._redact)
-                self._report(address, error)
-                has_other = at is None and self.balancer.has_other(tried)
-                pause_s = self._budget.pause_s(error, len(tried), deadline, has_other) if may_retry else None
-                if pause_s is None:
-                    raise error from caught.__cause__
-            else:
-                self.balancer.report_answer(address)
-                self._budget.report_answer()
-                return Answered(reply, address, len(tried), time.monotonic() - started_s)
-            if pause_s:
-                yield Pause(pause_s)
-
-    def _resolve(self, deadline: Deadline) -> Steps[None]:
-        """Look up the names whose addresses are old. One that cannot be found keeps those it had."""
-        for endpoint in self.balancer.stale():
-            try:
-                addresses = yield Resolve(endpoint, deadline)
-            except ConnectionFailed:
-                if not self.balancer.addresses:
-                    raise
-            else:
-                self.balancer.update(endpoint, addresses)
-
-    def _report(self, address: Address, error: DiptychError) -> None:
-        if isinstance(error, (ConnectionFailed, ModelNotReady)):
-            self.balancer.report_failure(address)
-        elif isinstance(error, DeadlineExceeded):
-            self.balancer.report_timeout(address)
-        else:
-            self.balancer.report_answer(address)
-
-
-def _by_time_left(error: DiptychError, deadline: Deadline) -> DiptychError:
-    is_early = QUEUE_TIMEOUT in error.message and deadline.allows(TIME_LEFT_S)
-    if is_early and isinstance(error, DeadlineExceeded):
-        return Overloaded(error.message, error.request_id)
-    return error
-
+from diptych_client._exchange import Alone, Exchange, Pause, Steps, Together
+from diptych_client._headers import Pairs
+from diptych_client._retries import Deadline
+from diptych_client._servers import Address
 
 # The smallest question that every model answers.
 QUESTION = b"labels"
@@ -188,6 +35,8 @@ QUESTION = b"labels"
 # model can be slow.
 POLL_S = 0.2
 POLL_TIMEOUT_S = 5.0
+# A client that meets more releases than this forgets the oldest.
+NUM_LABELS_KEPT = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,45 +55,77 @@ class Health:
     error: DiptychError | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One item as it is asked about, and how."""
+
+    image: bytes
+    text: bytes
+    deadline: Deadline
+    min_score: float
+    headers: Pairs = ()
+    request_id: str | None = None
+
+    def request(self) -> Request:
+        if self.request_id is None:
+            return Request(self.image, self.text)
+        return Request(self.image, self.text, request_id=self.request_id)
+
+
 class Conversation:
-    """Remembers each server's labels. Safe to share between threads: a race at worst asks for them twice."""
+    """What a client says to servers. Remembers label names. Safe to share between threads.
+
+    Labels never name the probabilities of another release. Each answer carries the identity of its
+    labels.txt (`labels_sha256`), names are kept under the identity that came in one answer with them, and an
+    answer is shown under the names of its own identity or not at all. What lies between two answers, be it a
+    proxy, a load balancer, a release or a restart with another repository, cannot mix the two.
+    """
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._labels: dict[Address, Labels] = {}
+        self._labels: dict[str, Labels] = {}
 
-    def classify(self, image: bytes, text: bytes, deadline: Deadline, min_score: float) -> Steps[Answer]:
-        """Ask for the answer; then, once for each server and version of the model, for its labels.
+    def classify(self, question: Question) -> Steps[Answer]:
+        """Ask for the answer; then, once for each labels.txt, for the names.
 
         FP32 values carry no names, and Triton's strings that do (`score:index:label`) cut the scores at six
         decimals. So the names come from one request of their own, and every other call stays exact and cheap.
         """
+        deadline = question.deadline
         encode_s = deadline.elapsed_s()
+        request = question.request()
+        num_attempts = 0
         while True:
-            asked = yield from self._exchange.infer(Request(image, text), deadline)
-            labels = self._labels.get(asked.address)
-            if labels is None or labels.model_version != asked.reply.model_version:
+            asked = yield from self._exchange.infer(request, deadline, headers=question.headers)
+            num_attempts += asked.num_attempts
+            identity = asked.reply.labels_identity
+            labels = self._labels.get(identity)
+            if labels is None:
                 try:
-                    labels = yield from self._ask_for_labels(deadline, asked.address)
+                    part = self._learn_labels(identity, question, asked.address)
+                    labels = yield Alone(part, deadline)
                 except (ConnectionFailed, ModelNotReady):
                     if not self._exchange.balancer.has_other({asked.address}):
                         raise
                     continue  # it went away between the two questions: another server answers both
-            if labels.model_version == asked.reply.model_version:
+            if labels.identity == identity:
                 break  # else the model was replaced between the two questions
         timings = Timings(
-            _to_ms(deadline.elapsed_s()), _to_ms(encode_s), _to_ms(asked.waiting_s), asked.num_attempts
+            _to_ms(deadline.elapsed_s()), _to_ms(encode_s), _to_ms(asked.waiting_s), num_attempts
         )
-        return read_answer(asked.reply, labels, min_score, timings)
+        return read_answer(asked.reply, labels, question.min_score, timings)
 
-    def explain(self, image: bytes, text: bytes, deadline: Deadline, min_score: float) -> Steps[Answer]:
+    def explain(self, question: Question) -> Steps[Answer]:
         """Ask about all that the item has, and about each modality alone."""
-        whole = self.classify(image, text, deadline, min_score)
+        image, text = question.image, question.text
         if not image or not text.strip():
-            answer = yield from whole
+            answer = yield from self.classify(question)
             return explain(answer, answer if image else None, None if image else answer)
-        alone = [self.classify(*part, deadline, min_score) for part in ((image, b""), (b"", text))]
-        return explain(*(yield Together((whole, *alone))))
+        request_id = question.request_id
+        image_only = dataclasses.replace(question, text=b"", request_id=request_id and f"{request_id}-image")
+        text_only = dataclasses.replace(question, image=b"", request_id=request_id and f"{request_id}-text")
+        answers = yield Together(tuple(map(self.classify, (question, image_only, text_only))))
+        return explain(*answers)
 
     def labels(self, deadline: Deadline) -> Steps[Labels]:
         """Ask for the labels. Only an inference returns them; a tiny one does."""
@@ -283,10 +164,18 @@ class Conversation:
                     raise DeadlineExceeded(message, error.request_id) from None
             yield Pause(POLL_S)
 
-    def _ask_for_labels(self, deadline: Deadline, at: Address | None) -> Steps[Labels]:
+    def _learn_labels(self, identity: str, question: Question, at: Address) -> Steps[Labels]:
+        """Ask, unless another call has while this one waited for its turn."""
+        known = self._labels.get(identity)
+        return known or (yield from self._ask_for_labels(question.deadline, at, question.headers))
+
+    def _ask_for_labels(self, deadline: Deadline, at: Address | None, headers: Pairs = ()) -> Steps[Labels]:
         request = Request(text=QUESTION, wants_labels=True, is_probe=True)
-        asked = yield from self._exchange.infer(request, deadline, at=at)
-        labels = self._labels[asked.address] = read_labels(asked.reply)
+        asked = yield from self._exchange.infer(request, deadline, at=at, headers=headers)
+        labels = read_labels(asked.reply)
+        while len(self._labels) >= NUM_LABELS_KEPT:
+            self._labels.pop(next(iter(self._labels), ""), None)  # another thread may have been faster
+        self._labels[labels.identity] = labels
         return labels
 
 

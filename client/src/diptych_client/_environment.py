@@ -31,6 +31,15 @@ def headers_of(environment: Mapping[str, str]) -> dict[str, str]:
     return headers
 
 
+def timeout_of(environment: Mapping[str, str]) -> float | None:
+    """DIPTYCH_TIMEOUT_S; None where it is not set. Raises InvalidInput."""
+    text = environment.get("DIPTYCH_TIMEOUT_S")
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise InvalidInput.refusing("DIPTYCH_TIMEOUT_S", repr(text), "a number of seconds") from None
+
+
 def tls_of(environment: Mapping[str, str]) -> Tls | None:
     """DIPTYCH_CA_FILE, DIPTYCH_CERTIFICATE_FILE and DIPTYCH_KEY_FILE; None where none of them is set."""
     files = [environment.get(f"DIPTYCH_{name}_FILE") or None for name in ("CA", "CERTIFICATE", "KEY")]

@@ -1,9 +1,10 @@
 """What can go wrong with a call, as one tree, and the one place that maps the wire to it.
 
     DiptychError
-    ├── InvalidInput       the item or the argument; sending it again cannot help
+    ├── InvalidInput       the item or the argument, also a ValueError; sending it again cannot help
+    ├── NotAllowed         the server does not accept who we are; get another token, not another item
     ├── ConnectionFailed   nobody answered at that address, or the connection broke
-    ├── DeadlineExceeded   no answer within the call's time
+    ├── DeadlineExceeded   no answer within the call's time, also a TimeoutError
     ├── Overloaded         the server's queue is full; back off
     ├── ModelNotReady      the server is up, but the model is not loaded or the server is stopping
     └── ServerFault        the server broke, or answered something that is not an answer
@@ -13,6 +14,7 @@ Knows status codes and Triton's wording; must not know sockets or gRPC objects.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -21,9 +23,19 @@ from collections.abc import Callable
 class DiptychError(Exception):
     """Any failure of a call.
 
-    message     what happened, in the server's own words where it spoke, without Triton's prefixes
-    request_id  the id that the server's logs and traces carry; None where nothing was sent
+    message       what happened, in the server's own words where it spoke, without Triton's prefixes
+    request_id    the id that the server's logs and traces carry; None where nothing was sent
+    status        what the wire said: an HTTP status as in '503', or a gRPC one as in 'UNAVAILABLE'; None
+                  where no server answered
+    server        the address that was asked last, as in 'grpc://triton:8001 at 10.0.0.7'; None where none was
+    num_attempts  how often the request was sent
     """
+
+    status: str | None = None
+    server: str | None = None
+    num_attempts: int = 0
+    # How long the server asks us to wait; None where it does not say.
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, request_id: str | None = None) -> None:
         # All arguments go into `args`, so that errors survive pickling on their way out of a worker process.
@@ -40,8 +52,8 @@ class DiptychError(Exception):
         return self.message if self.request_id is None else f"{self.message} [request {self.request_id}]"
 
 
-class InvalidInput(DiptychError):
-    """The caller's error.
+class InvalidInput(DiptychError, ValueError):
+    """The caller's error: an item or an argument that cannot be used.
 
     field  'image', 'text', 'image and text', or an argument's name; None where the server did not say
     found  what was there, in words; None where the server did not say
@@ -79,12 +91,20 @@ class InvalidInput(DiptychError):
 ITEM_FIELDS = ("image", "text", "image and text", "item")
 
 
+class NotAllowed(DiptychError):
+    """The server does not accept who we are: a missing or expired token, or an API that needs a key."""
+
+
 class ConnectionFailed(DiptychError):
     """No server at that address, a connection that broke, or one that speaks another protocol."""
 
 
-class DeadlineExceeded(DiptychError):
+class DeadlineExceeded(DiptychError, TimeoutError):
     """The call's total time ran out, here or in the server's queue."""
+
+    def __init__(self, message: str, request_id: str | None = None) -> None:
+        super().__init__(message, request_id)
+        self.errno = self.strerror = None  # OSError takes two arguments for these
 
 
 class Overloaded(DiptychError):
@@ -106,6 +126,8 @@ _CODE_OF_HTTP_STATUS = {
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
+    407: "UNAUTHENTICATED",
+    408: "UNAVAILABLE",
     413: "INVALID_ARGUMENT",
     429: "RESOURCE_EXHAUSTED",
     502: "UNAVAILABLE",
@@ -115,16 +137,14 @@ _CODE_OF_HTTP_STATUS = {
 
 _ERROR_OF_CODE: dict[str, type[DiptychError]] = {
     "INVALID_ARGUMENT": InvalidInput,
-    "UNAUTHENTICATED": InvalidInput,
-    "PERMISSION_DENIED": InvalidInput,
+    "UNAUTHENTICATED": NotAllowed,
+    "PERMISSION_DENIED": NotAllowed,
     "NOT_FOUND": ModelNotReady,
     "RESOURCE_EXHAUSTED": Overloaded,
     "UNAVAILABLE": ConnectionFailed,
     "CANCELLED": ConnectionFailed,  # the channel was closed under the call
     "DEADLINE_EXCEEDED": DeadlineExceeded,
 }
-
-_ABOUT_HEADERS = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 # Waited in Triton's queue for longer than allowed: by the caller's deadline, or by the server's own limit.
 QUEUE_TIMEOUT = "Request timeout expired"
@@ -137,36 +157,77 @@ _ERROR_OF_WORDS: tuple[tuple[str, type[DiptychError]], ...] = (
     ("not at ready state", ModelNotReady),
     ("stopped accepting new inference requests", ModelNotReady),
     ("Server is stopping", ModelNotReady),
-    ("is restricted, expecting header", InvalidInput),  # an API that is closed to those without its key
+    ("is restricted, expecting header", NotAllowed),  # an API that is closed to those without its key
     ("message larger than max", InvalidInput),  # gRPC's size limit, which says RESOURCE_EXHAUSTED
 )
+
+# Triton's INVALID_ARGUMENT that no item causes: a model that is not ours, or an export from long ago.
+_NOT_OUR_MODEL = "unexpected inference output"
 
 _PREFIXES = re.compile(r"^(\[request id: [^\]]*\] |in ensemble '[^']*', )+")
 _FIELD = re.compile(r"^preprocess: (image and text|image|text): found (.*?)(; accepted: |$)", re.DOTALL)
 
 
-def error_from_grpc(code: str, details: str, request_id: str | None) -> DiptychError:
+# Triton puts the id of the request before the messages of its errors.
+_REQUEST_ID = re.compile(r"^\[request id: ([^\]]*)\] ")
+_LONGEST_RETRY_AFTER_S = 1e6
+
+
+def error_from_grpc(
+    code: str, details: str, request_id: str | None, retry_after: str | None = None
+) -> DiptychError:
     """Ours for a gRPC status: `code` by name, as in 'UNAVAILABLE'."""
-    message = _PREFIXES.sub("", details) or f"gRPC status {code} without a message"
-    return _error(code, message, request_id)
+    message = details or f"gRPC status {code} without a message"
+    return _error(code, code, message, request_id, retry_after)
 
 
-def error_from_http(status: int, body: bytes, request_id: str | None) -> DiptychError:
+def error_from_http(
+    status: int, body: bytes, request_id: str | None, retry_after: str | None = None
+) -> DiptychError:
     """Ours for an HTTP status: the body is Triton's {"error": ...}, or whatever a proxy wrote."""
     try:
-        message = _PREFIXES.sub("", json.loads(body)["error"])
-    except (ValueError, LookupError, TypeError):
+        message = json.loads(body)["error"]
+        if not isinstance(message, str):
+            raise TypeError(type(message))
+    except (ValueError, LookupError, TypeError, RecursionError):
         message = f"HTTP {status}: {body[:200].decode('utf-8', 'replace').strip() or 'empty answer'}"
-    return _error(_CODE_OF_HTTP_STATUS.get(status, "INTERNAL"), message, request_id)
+    code = _CODE_OF_HTTP_STATUS.get(status, "INTERNAL")
+    return _error(str(status), code, message, request_id, retry_after)
 
 
-def _error(code: str, message: str, request_id: str | None) -> DiptychError:
+def is_of_another_request(message: str, request_id: str | None) -> bool:
+    """Whether an error names a request that is not ours."""
+    named = _REQUEST_ID.match(message)
+    return named is not None and request_id is not None and named[1] not in ("", request_id)
+
+
+def wrong_answer(found: object, request_id: str | None) -> ConnectionFailed:
+    """A proxy or a connection gave us what another request asked for. Asking again over another one helps."""
+    return ConnectionFailed(f"an answer to another request ({found!r:.100}) came back", request_id)
+
+
+def _error(
+    status: str, code: str, message: str, request_id: str | None, retry_after: str | None
+) -> DiptychError:
+    if is_of_another_request(message, request_id):
+        return wrong_answer(_REQUEST_ID.match(message)[1], request_id)  # type: ignore[index]
+    error = _typed_error(code, _PREFIXES.sub("", message), request_id)
+    error.status = status
+    with contextlib.suppress(ValueError):  # HTTP allows a date too; then we choose the pause ourselves
+        seconds = float(retry_after or "")
+        if 0 <= seconds <= _LONGEST_RETRY_AFTER_S:
+            error.retry_after_s = seconds
+    return error
+
+
+def _typed_error(code: str, message: str, request_id: str | None) -> DiptychError:
     kind = _ERROR_OF_CODE.get(code, ServerFault)
-    if kind is not InvalidInput:
+    if kind is InvalidInput and _NOT_OUR_MODEL in message:
+        return ServerFault(
+            f"{message}. Is this a Diptych repository? Export it again if it is old", request_id
+        )
+    if kind not in (InvalidInput, NotAllowed):
         kind = next((by_words for words, by_words in _ERROR_OF_WORDS if words in message), kind)
-    if kind is not InvalidInput:
-        return kind(message, request_id)
-    if item := _FIELD.match(message):
+    if kind is InvalidInput and (item := _FIELD.match(message)):
         return InvalidInput(message, request_id, item[1], item[2])
-    is_about_headers = code in _ABOUT_HEADERS or "expecting header" in message
-    return InvalidInput(message, request_id, "headers" if is_about_headers else None)
+    return kind(message, request_id)

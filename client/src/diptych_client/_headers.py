@@ -5,69 +5,130 @@ Values are secrets: they appear in no repr, no error and no log.
 
 from __future__ import annotations
 
+import collections
+import inspect
 import re
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from diptych_client import _tracing
 from diptych_client._errors import InvalidInput
 
-GivenHeaders = Mapping[str, str] | Callable[[], Mapping[str, str]] | None
+Pairs = tuple[tuple[str, str], ...]
+GivenHeaders = (
+    Mapping[str, str] | Callable[[], Mapping[str, str]] | Callable[[], Awaitable[Mapping[str, str]]] | None
+)
 
-_NAME = re.compile(r"[a-z0-9!#$&'*+.^_`|~-]+")  # of HTTP, less what gRPC refuses
+_NAME = re.compile(r"[a-z0-9_.-]+")  # gRPC's alphabet, which is smaller than HTTP's
 _VALUE = re.compile(r"[\x20-\x7e]*")
 _OURS = frozenset(("connection", "content-length", "content-type", "host", "te", "transfer-encoding"))
 # Shorter words could stand in a message by chance.
 _MIN_SECRET_LENGTH = 6
+# A server may repeat a token that has been renewed meanwhile.
+_NUM_SECRETS_KEPT = 64
+_ACCEPTED = "a mapping, or a function that returns one"
 
 
 class Headers:
     """Names in lower case, as gRPC wants them and HTTP does not mind.
 
-    given  a mapping; or a function that returns one, called for every request, for tokens that expire
+    given  a mapping; or a function that returns one, called for every request, for tokens that expire. It may
+           be asynchronous where the client is.
     """
 
-    def __init__(self, given: GivenHeaders = None) -> None:
-        self._renew: Callable[[], Mapping[str, str]] | None = given if callable(given) else None
-        self._pairs = _checked(given) if isinstance(given, Mapping) else ()
-        if given is not None and not callable(given) and not isinstance(given, Mapping):
-            accepted = "a mapping, or a function that returns one"
-            raise InvalidInput.refusing("headers", type(given).__qualname__, accepted)
+    def __init__(self, given: GivenHeaders = None, *, may_be_async: bool = False) -> None:
+        self._renew = given if callable(given) else None
+        self.is_async = inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(
+            getattr(given, "__call__", None)  # noqa: B004  (the method, to look at it)
+        )
+        if self.is_async and not may_be_async:
+            raise InvalidInput.refusing("headers", "an asynchronous function", f"{_ACCEPTED} at once")
+        self._fixed = () if self._renew is not None else checked_headers(given)
+        self._secrets: collections.OrderedDict[str, None] = collections.OrderedDict()
+        self._lock = threading.Lock()
+        self._keep_secrets(self._fixed)
 
-    def pairs(self) -> tuple[tuple[str, str], ...]:
-        """What to send now. Raises InvalidInput, and whatever a given function raises.
+    @property
+    def has_function(self) -> bool:
+        return self._renew is not None
 
-        The caller's own `traceparent` goes before the one of OpenTelemetry's present span.
+    def renewed(self) -> Any:
+        """What the given function returns, to be awaited where `is_async`. Raises what it raises."""
+        assert self._renew is not None
+        return self._renew()
+
+    def pairs(self, renewed: object = None, of_the_call: Pairs = ()) -> Pairs:
+        """What to send now. Those of the call go before the client's, and both before OpenTelemetry's.
+
+        renewed  what the function has returned, where there is one
+        raises   InvalidInput
         """
+        fixed = self._fixed
         if self._renew is not None:
-            self._pairs = _checked(self._renew())
+            fixed = checked_headers(renewed, "a function that returns ")
+            self._keep_secrets(fixed)
+        if of_the_call:
+            self._keep_secrets(of_the_call)
+            fixed = _joined(of_the_call, fixed)
         traced = _tracing.headers()
-        if not traced:
-            return self._pairs
-        given = {name for name, _ in self._pairs}
-        return (*self._pairs, *(pair for pair in traced if pair[0] not in given))
+        return _joined(fixed, _sendable(traced)) if traced else fixed
 
     def redact(self, message: str) -> str:
         """A message without the values that were sent, for servers and proxies that repeat them."""
-        for _, value in self._pairs:
-            for word in value.split():  # "Bearer TOKEN"
-                if len(word) >= _MIN_SECRET_LENGTH:
-                    message = message.replace(word, "***")
+        with self._lock:
+            secrets = tuple(self._secrets)
+        for secret in secrets:
+            message = message.replace(secret, "***")
         return message
 
     def __repr__(self) -> str:
-        return f"Headers({', '.join(name for name, _ in self._pairs)})"
+        return f"Headers({', '.join(name for name, _ in self._fixed)})"
+
+    def _keep_secrets(self, pairs: Pairs) -> None:
+        with self._lock:
+            for _, value in pairs:
+                for word in value.split():  # "Bearer TOKEN"
+                    if len(word) >= _MIN_SECRET_LENGTH:
+                        self._secrets[word] = None
+                        self._secrets.move_to_end(word)
+            while len(self._secrets) > _NUM_SECRETS_KEPT:
+                self._secrets.popitem(last=False)
 
 
-def _checked(given: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Raises InvalidInput by name, never by value."""
+def checked_headers(given: object, found: str = "") -> Pairs:
+    """Raises InvalidInput by name, never by value.
+
+    found  how the error begins that says what was found
+    """
+    if given is None and not found:
+        return ()
+    if not isinstance(given, Mapping):
+        raise InvalidInput.refusing("headers", f"{found}{type(given).__qualname__}", _ACCEPTED)
     pairs = []
     for name, value in given.items():
         lowered = str(name).lower()
         if not _NAME.fullmatch(lowered) or lowered in _OURS or lowered.startswith("grpc-"):
-            raise InvalidInput.refusing(
-                "headers", f"the name {name!r}", "HTTP header names that are not ours"
-            )
+            accepted = "letters, digits, '-', '_' and '.', and no header of the protocol itself"
+            raise InvalidInput.refusing("headers", f"the name {name!r}", accepted)
         if lowered.endswith("-bin") or not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise InvalidInput.refusing("headers", f"a value of {name!r} that is not", "printable ASCII text")
         pairs.append((lowered, value.strip()))
     return tuple(pairs)
+
+
+def _joined(first: Pairs, then: Pairs) -> Pairs:
+    """Both, each name once, as the first has it."""
+    names = {name for name, _ in first}
+    return (*first, *(pair for pair in then if pair[0] not in names))
+
+
+def _sendable(traced: Pairs) -> Pairs:
+    """What propagators wrote, as gRPC takes it: AWS X-Ray's names have capital letters. What cannot be sent
+    is left out, because tracing must not fail a call."""
+    lowered = ((name.lower(), value.strip()) for name, value in traced)
+    return tuple(
+        (name, value)
+        for name, value in lowered
+        if _NAME.fullmatch(name) and name not in _OURS and _VALUE.fullmatch(value)
+    )

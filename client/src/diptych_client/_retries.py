@@ -11,7 +11,9 @@ cannot cap retries across calls. What would remain of them here is one call of `
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
+import re
 import threading
 import time
 
@@ -24,13 +26,17 @@ from diptych_client._errors import (
     Overloaded,
 )
 
+# Threads cannot wait for longer than some hundred years; nobody waits for more than eleven days.
+LONGEST_TIMEOUT_S = 1e6
+
 
 class Deadline:
     """Starts when it is made. Every wait of the call asks it how long it may still take."""
 
     def __init__(self, timeout_s: float) -> None:
-        if not 0 < timeout_s < float("inf"):
-            raise InvalidInput.refusing("timeout_s", repr(timeout_s), "a positive number of seconds")
+        if not is_number(timeout_s) or not 0 < timeout_s <= LONGEST_TIMEOUT_S:
+            accepted = f"a positive number of seconds, at most {LONGEST_TIMEOUT_S:,.0f}"
+            raise InvalidInput.refusing("timeout_s", repr(timeout_s), accepted)
         self.timeout_s = timeout_s
         self._started_s = time.monotonic()
 
@@ -52,37 +58,57 @@ class Deadline:
         return DeadlineExceeded(f"no answer within {self.timeout_s:g} s", request_id)
 
 
+def is_number(value: object) -> bool:
+    """Whether it can be compared with numbers; True and NaN are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
 # A request that has waited in Triton's queue until its own deadline is UNAVAILABLE too, but comes as
 # DeadlineExceeded; one that has met the server's limit there, with time left, as Overloaded.
 RETRIED = (ConnectionFailed, ModelNotReady, Overloaded)
+
+
+# What no other attempt at the same address can mend: a certificate that we do not trust.
+_PERMANENT = re.compile("certificate.verify.failed|is not in peer certificate", re.IGNORECASE)
+
+DEFAULT_MAX_ATTEMPTS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Retries:
     """Pauses have full jitter: from 0 to a limit that doubles (Brooker, "Exponential Backoff And Jitter").
 
-    max_attempts   of one request, the first included; 1: no retries
+    max_attempts   of one request, the first included; 1: no retries. None: four, and while the server says
+                   that it is overloaded as many as the deadline allows
     first_pause_s  the limit of the first pause
     last_pause_s   what the limit doubles up to
-    budget         failures in a row, over all calls, after which half the budget is gone and retries stop
-                   until enough answers have come; a server on its knees gets no more load from us
+    budget         failures in a row, over all calls, after which half the budget is gone; 0: no retries. Then
+                   requests that failed are not sent again, and those that an overloaded server refused wait
+                   for last_pause_s, until enough answers have come
     refill         what one answer gives back: in the long run, one retry for every 1 / refill answers
                    (budget and refill work as in gRPC's retry throttling, gRFC A6)
     """
 
-    max_attempts: int = 4
+    max_attempts: int | None = None
     first_pause_s: float = 0.1
     last_pause_s: float = 2.0
     budget: int = 50
     refill: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise InvalidInput.refusing("retries", f"max_attempts={self.max_attempts}", "1 or more")
+        is_count = self.max_attempts is None or (is_number(self.max_attempts) and self.max_attempts >= 1)
+        if not is_count:
+            raise InvalidInput.refusing(
+                "retries", f"max_attempts={self.max_attempts!r}", "1 or more, or None"
+            )
+        for name in ("first_pause_s", "last_pause_s", "budget", "refill"):
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value <= LONGEST_TIMEOUT_S:
+                raise InvalidInput.refusing("retries", f"{name}={value!r}", "a number, 0 or more")
 
     def pause_limit_s(self, num_attempts: int) -> float:
         """The longest pause after that many attempts."""
-        return min(self.last_pause_s, self.first_pause_s * 2.0 ** (num_attempts - 1))
+        return min(self.last_pause_s, self.first_pause_s * 2.0 ** min(num_attempts - 1, 60))
 
 
 class RetryBudget:
@@ -105,13 +131,29 @@ class RetryBudget:
 
         Another server is asked at once, unless this one was merely busy: then the others may be too.
         """
-        if not isinstance(error, RETRIED):
+        if not isinstance(error, RETRIED) or not self._retries.budget:
             return None
+        if _PERMANENT.search(error.message) and not has_other_server:
+            return None
+        is_busy = isinstance(error, Overloaded)
         with self._lock:
             self._tokens = max(0.0, self._tokens - 1)
             has_budget = self._tokens >= self._max_tokens / 2
-        if num_attempts >= self._retries.max_attempts or not has_budget:
+        max_attempts = self._retries.max_attempts
+        if max_attempts is None and not is_busy:
+            max_attempts = DEFAULT_MAX_ATTEMPTS
+        if max_attempts is not None and num_attempts >= max_attempts:
             return None
-        moves_on = has_other_server and not isinstance(error, Overloaded)
-        pause_s = 0.0 if moves_on else random.uniform(0, self._retries.pause_limit_s(num_attempts))
+        if not has_budget and not is_busy:
+            return None
+        return self._pause_s(error, num_attempts, deadline, has_other_server and not is_busy, has_budget)
+
+    def _pause_s(
+        self, error: DiptychError, num_attempts: int, deadline: Deadline, moves_on: bool, has_budget: bool
+    ) -> float | None:
+        limit_s = self._retries.pause_limit_s(num_attempts) if has_budget else self._retries.last_pause_s
+        shortest_s = 0.0 if has_budget else limit_s / 2
+        pause_s = 0.0 if moves_on else random.uniform(shortest_s, limit_s)
+        if error.retry_after_s is not None and not moves_on:
+            pause_s += error.retry_after_s
         return pause_s if deadline.allows(pause_s) else None

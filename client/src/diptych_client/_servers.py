@@ -1,32 +1,37 @@
 """Which servers there are, and which one is asked next.
 
-`Endpoint` is a checked URL, `Address` one IP address behind it, `resolve` finds addresses within a deadline,
+`Endpoint` is a checked URL, `Address` one IP address behind it, `Resolver` finds addresses,
 and `Balancer` chooses among them without any I/O.
 """
 
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import ipaddress
+import logging
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
 from diptych_client._errors import ConnectionFailed, InvalidInput
-from diptych_client._retries import Deadline
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}  # Triton's own; it speaks no HTTPS
 LOCAL = "local"
 ACCEPTED = "grpc://host:port or http://host:port, with an s for TLS (grpcs, https), or local:PATH"
+_PREFIX = re.compile(r"(/([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)*")
 
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """What a URL says. `path` is a model repository for `local:`, and empty for all else."""
+    """What a URL says.
+
+    path  of `local:`, the model repository; of HTTP, what a gateway puts before /v2, without the last slash
+    """
 
     scheme: str
     host: str
@@ -47,10 +52,13 @@ class Endpoint:
             raise InvalidInput.refusing("url", f"a malformed URL ({error})", ACCEPTED) from None
         if "@" in parts.netloc:
             raise InvalidInput.refusing("url", "credentials before the host", ACCEPTED)
-        has_more = parts.path not in ("", "/") or parts.query or parts.fragment
-        if scheme not in DEFAULT_PORTS or not host or has_more:
+        prefix = parts.path.rstrip("/")
+        if scheme not in DEFAULT_PORTS or not host or parts.query or parts.fragment:
             raise InvalidInput.refusing("url", repr(url), ACCEPTED)
-        return cls(scheme, host, DEFAULT_PORTS[scheme] if port is None else port)
+        if prefix and (scheme not in ("http", "https") or not _PREFIX.fullmatch(prefix)):
+            accepted = "no path over gRPC; over HTTP one of unreserved and percent-encoded characters"
+            raise InvalidInput.refusing("url", f"{url!r} with the path {prefix!r}", accepted)
+        return cls(scheme, host, DEFAULT_PORTS[scheme] if port is None else port, prefix)
 
     @property
     def is_secure(self) -> bool:
@@ -73,7 +81,9 @@ class Endpoint:
         return _authority(self.host, self.port)
 
     def __str__(self) -> str:
-        return f"{LOCAL}:{self.path}" if self.scheme == LOCAL else f"{self.scheme}://{self.authority}"
+        return (
+            f"{LOCAL}:{self.path}" if self.scheme == LOCAL else f"{self.scheme}://{self.authority}{self.path}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +108,8 @@ class Address:
 
 def parse_urls(urls: str | Sequence[str]) -> tuple[Endpoint, ...]:
     """One or many, each once. Raises InvalidInput."""
+    if not isinstance(urls, (str, Sequence)):
+        raise InvalidInput.refusing("url", type(urls).__qualname__, f"{ACCEPTED}; or a list of these")
     endpoints = tuple(
         dict.fromkeys(Endpoint.parse(url) for url in ([urls] if isinstance(urls, str) else urls))
     )
@@ -110,55 +122,51 @@ def _authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def resolve(endpoint: Endpoint, deadline: Deadline) -> tuple[Address, ...]:
-    """Raises ConnectionFailed or DeadlineExceeded."""
-    found: list[tuple[Address, ...]] = []
-    failures: list[OSError] = []
+class Resolver:
+    """Looks names up in threads, because the C library's resolver cannot be interrupted.
 
-    def look_up() -> None:
+    One look-up for each name at a time: callers share it. Its result goes to `on_found`, whoever waits. A
+    thread that hangs ends by itself. Safe to share between threads.
+    """
+
+    def __init__(self, on_found: Callable[[Endpoint, tuple[Address, ...]], None]) -> None:
+        self._on_found = on_found
+        self._lock = threading.Lock()
+        self._under_way: dict[Endpoint, concurrent.futures.Future[None]] = {}
+
+    def look_up(self, endpoint: Endpoint) -> concurrent.futures.Future[None]:
+        """Start, or join what is under way. The future raises ConnectionFailed."""
+        with self._lock:
+            future = self._under_way.get(endpoint)
+            if future is None:
+                future = self._under_way[endpoint] = concurrent.futures.Future()
+                future.set_running_or_notify_cancel()  # one caller that gives up does not end it for all
+                arguments = (endpoint, future)
+                threading.Thread(
+                    target=self._run, args=arguments, name="diptych-resolver", daemon=True
+                ).start()
+            return future
+
+    def _run(self, endpoint: Endpoint, future: concurrent.futures.Future[None]) -> None:
+        failure: ConnectionFailed | None = None
         try:
-            found.append(
-                _addresses(endpoint, socket.getaddrinfo(*_question(endpoint), type=socket.SOCK_STREAM))
-            )
-        except OSError as error:
-            failures.append(error)
-
-    # A thread, because getaddrinfo cannot be interrupted; it ends by itself.
-    thread = threading.Thread(target=look_up, name="diptych-resolver", daemon=True)
-    thread.start()
-    thread.join(deadline.remaining_s())
-    if failures:
-        raise _failed(endpoint, failures[0])
-    if not found:
-        raise deadline.exceeded()
-    return found[0]
+            found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+            addresses = tuple(dict.fromkeys(Address(endpoint, str(sockaddr[0])) for *_, sockaddr in found))
+            self._on_found(endpoint, addresses)
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that IDNA does not allow
+            reason = (isinstance(error, OSError) and error.strerror) or error
+            failure = ConnectionFailed(f"{endpoint}: {reason}")
+            _log.warning("%s: the name could not be looked up: %s", endpoint, reason)
+        with self._lock:
+            del self._under_way[endpoint]
+        if failure is None:
+            future.set_result(None)
+        else:
+            future.set_exception(failure)
 
 
-async def resolve_async(endpoint: Endpoint, deadline: Deadline) -> tuple[Address, ...]:
-    """The same on an event loop."""
-    import asyncio
-
-    lookup = asyncio.get_running_loop().getaddrinfo(*_question(endpoint), type=socket.SOCK_STREAM)
-    try:
-        return _addresses(endpoint, await asyncio.wait_for(lookup, deadline.remaining_s()))
-    except asyncio.TimeoutError:
-        raise deadline.exceeded() from None
-    except OSError as error:
-        raise _failed(endpoint, error) from None
-
-
-def _question(endpoint: Endpoint) -> tuple[str, int]:
-    return endpoint.host, endpoint.port
-
-
-def _addresses(endpoint: Endpoint, answers: list[Any]) -> tuple[Address, ...]:
-    return tuple(dict.fromkeys(Address(endpoint, str(sockaddr[0])) for *_, sockaddr in answers))
-
-
-def _failed(endpoint: Endpoint, error: OSError) -> ConnectionFailed:
-    return ConnectionFailed(f"{endpoint}: {error.strerror or error}")
-
-
+# A call that finds no connection within this moves on to another server or tries again.
+CONNECT_TIMEOUT_S = 2.0
 # A name's addresses are looked up again after this: pods come and go, and gRPC's own resolver waits as long.
 RESOLVE_EVERY_S = 30.0
 # How long a server that failed is left alone, doubling from the first to the last.
@@ -166,6 +174,8 @@ FIRST_REST_S = 0.5
 LAST_REST_S = 10.0
 # A server that accepts calls and answers none is down too; a single late answer is not proof of it.
 TIMEOUTS_UNTIL_DOWN = 3
+
+_log = logging.getLogger("diptych_client")
 
 
 @dataclasses.dataclass
@@ -188,7 +198,8 @@ class Balancer:
         self._stale_at_s = {endpoint: float("-inf") for endpoint in endpoints if endpoint.has_name}
 
     def stale(self) -> list[Endpoint]:
-        """The endpoints whose addresses the caller is to look up now; while it does, others use the old."""
+        """The endpoints whose names the caller is to look up now. One that has addresses is named once in
+        RESOLVE_EVERY_S: its old addresses are used until the look-up has an answer."""
         if not self._stale_at_s:
             return []
         now_s = self._clock()
@@ -199,51 +210,68 @@ class Balancer:
                     self._stale_at_s[endpoint] = now_s + RESOLVE_EVERY_S
         return stale
 
+    def has_addresses(self, endpoint: Endpoint) -> bool:
+        return bool(self._addresses[endpoint])
+
     def update(self, endpoint: Endpoint, addresses: tuple[Address, ...]) -> None:
         with self._lock:
+            is_news = set(addresses) != set(self._addresses[endpoint])
             self._addresses[endpoint] = addresses
             self._stale_at_s[endpoint] = self._clock() + RESOLVE_EVERY_S
             for gone in set(self._health).difference(*self._addresses.values()):
                 del self._health[gone]
+        if is_news:
+            _log.info("%s: now at %s", endpoint, ", ".join(address.ip for address in addresses))
 
     @property
     def addresses(self) -> tuple[Address, ...]:
         return tuple(address for addresses in self._addresses.values() for address in addresses)
 
     def pick(self, tried: Collection[Address] = ()) -> Address:
-        """The next in turn that is up, rather one that this call has not tried. Never none at all: where
-        all seem down, the one that has rested longest."""
+        """The next in turn of those that are up, rather one that this call has not tried. Never none at all:
+        where all seem down, the one that has rested longest."""
         with self._lock:
             addresses = self.addresses
-            self._turn += 1
-            in_turn = [addresses[(self._turn + offset) % len(addresses)] for offset in range(len(addresses))]
+            candidates = [address for address in addresses if address not in tried] or list(addresses)
             now_s = self._clock()
-            candidates = [address for address in in_turn if address not in tried] or in_turn
-            for address in candidates:
-                if address not in self._health or not self._health[address].rests_until_s:
-                    return address
-                if self._health[address].rests_until_s <= now_s:
-                    self._rest(address)  # this call finds out, and the others wait for its news
-                    return address
-            return min(candidates, key=lambda address: self._health[address].rests_until_s)
+            self._turn += 1
+            # In turn among these, and not the one after a server that is down: that would get its share too.
+            ready = [address for address in candidates if self._rests_until_s(address) <= now_s]
+            if not ready:
+                return min(candidates, key=self._rests_until_s)
+            chosen = ready[self._turn % len(ready)]
+            if self._rests_until_s(chosen):
+                self._rest(chosen)  # this call finds out, and the others wait for its news
+            return chosen
 
     def has_other(self, tried: Collection[Address]) -> bool:
         """Whether an address that is not known to be down is left to try."""
+        return self.num_others(tried) > 0
+
+    def num_others(self, tried: Collection[Address]) -> int:
+        """How many addresses that are not known to be down are left to try."""
         with self._lock:
-            return any(
-                address not in tried and not self._health[address].rests_until_s for address in self.addresses
+            return sum(
+                address not in tried and not self._rests_until_s(address) for address in self.addresses
             )
 
     def report_answer(self, address: Address) -> None:
         """It speaks, be it to refuse."""
+        if address not in self._health:  # usually: no lock on the way of ordinary calls
+            return
         with self._lock:
-            self._health.pop(address, None)
+            health = self._health.pop(address, None)
+        if health is not None and health.rests_until_s:
+            _log.info("%s: up again", address)
 
     def report_failure(self, address: Address) -> None:
         """No connection, or no model behind it."""
         with self._lock:
             self._health[address].num_failures += 1
             self._rest(address)
+            is_news = self._health[address].num_failures == 1
+        if is_news:
+            _log.warning("%s: down", address)
 
     def report_timeout(self, address: Address) -> None:
         with self._lock:
@@ -252,6 +280,13 @@ class Balancer:
             if health.num_timeouts >= TIMEOUTS_UNTIL_DOWN:
                 health.num_failures += 1
                 self._rest(address)
+            is_news = health.num_timeouts == TIMEOUTS_UNTIL_DOWN
+        if is_news:
+            _log.warning("%s: down, %d calls in a row had no answer in time", address, TIMEOUTS_UNTIL_DOWN)
+
+    def _rests_until_s(self, address: Address) -> float:
+        health = self._health.get(address)
+        return 0.0 if health is None else health.rests_until_s
 
     def _rest(self, address: Address) -> None:
         health = self._health[address]

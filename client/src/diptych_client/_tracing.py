@@ -58,9 +58,8 @@ def headers() -> tuple[tuple[str, str], ...]:
 
 
 def carried(function: Callable[[Arguments], T]) -> Callable[[Arguments], T]:
-    """The function as it is to be called in other threads, for spans there to be children of this one's."""
-    if _opentelemetry() is None:
-        return function
+    """The function as it is to be called in other threads: with this one's context variables, which the
+    caller's functions may read, and for spans there to be children of this one's."""
     context = contextvars.copy_context()
     return lambda argument: context.copy().run(function, argument)
 

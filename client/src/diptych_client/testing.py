@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,9 @@ from typing import Any
 from diptych_client._answer import Reply, Request, ServerInfo, pack_bytes
 from diptych_client._client import AsyncClient, Client
 from diptych_client._errors import ConnectionFailed, DeadlineExceeded, DiptychError, ModelNotReady
-from diptych_client._retries import Deadline, Retries
+from diptych_client._retries import Retries
 from diptych_client._servers import Address
+from diptych_client._transports._base import Attempt
 from diptych_client._transports._threaded import ThreadedTransport
 
 __all__ = ["FakeRequest", "FakeServer", "GivenAnswer"]
@@ -93,46 +95,61 @@ class _FakedClient(Client):
     def _open(self, address: Address) -> _FakeTransport:
         return self._fake
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reconstruct, (type(self), self._fake.server, self._given)
+
 
 class _FakedAsyncClient(AsyncClient):
     def __init__(self, server: FakeServer, **options: Any) -> None:
+        self._server = server
         self._fake = ThreadedTransport(_FakeTransport(server))
         super().__init__(URL, **{"retries": Retries(max_attempts=1), **options})
 
     def _open(self, address: Address) -> ThreadedTransport:
         return self._fake
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reconstruct, (type(self), self._server, self._given)
+
+
+def _reconstruct(kind: type[Any], server: FakeServer, given: dict[str, Any]) -> Any:
+    """For pickle and deepcopy: a client like that one, of a copy of its server."""
+    return kind(server, **{name: value for name, value in given.items() if name != "url"})
+
 
 class _FakeTransport:
     """In the place of a connection."""
 
     def __init__(self, server: FakeServer) -> None:
-        self._server = server
+        self.server = server
 
-    def infer(self, request: Request, deadline: Deadline) -> Reply:
-        deadline.remaining_s(request.request_id)
-        answer: object = self._server.answer
+    def infer(self, request: Request, attempt: Attempt) -> Reply:
+        attempt.remaining_s()
+        answer: object = self.server.answer
         if not request.is_probe:
             asked = FakeRequest(request.image, request.text.decode("utf-8"), request.request_id)
-            self._server.requests.append(asked)
+            self.server.requests.append(asked)
             if callable(answer):
                 answer = answer(asked)
         if isinstance(answer, DiptychError):
             raise _of(answer, request)
-        deadline.remaining_s(request.request_id)
-        labels = self._server.labels
+        attempt.remaining_s()
+        labels = self.server.labels
         probabilities = _probabilities(labels[0] if request.is_probe else answer, labels)
-        return _reply(request, self._server.model_version, probabilities, labels)
+        return _reply(request, self.server.model_version, probabilities, labels)
 
-    def describe(self, deadline: Deadline) -> ServerInfo:
-        answer = self._server.answer
+    def describe(self, attempt: Attempt) -> ServerInfo:
+        answer = self.server.answer
         if isinstance(answer, (ConnectionFailed, DeadlineExceeded)):
             raise copy.copy(answer)
         is_ready = not isinstance(answer, ModelNotReady)
-        return ServerInfo("fake", "0", (self._server.model_version,), is_ready)
+        return ServerInfo("fake", "0", (self.server.model_version,), is_ready)
 
     def close(self) -> None:
         """Nothing is held open."""
+
+    def abandon(self) -> None:
+        """Nothing is shared with another process."""
 
 
 def _of(error: DiptychError, request: Request) -> DiptychError:
@@ -163,12 +180,13 @@ def _reply(
 ) -> Reply:
     """As Triton words it."""
     shape = (1, len(labels))
+    identity = hashlib.sha256("".join(f"{label}\n" for label in labels).encode("utf-8")).hexdigest()[:16]
     if request.wants_labels:
         strings = (
             f"{score:f}:{index}:{label}"
             for index, (label, score) in enumerate(zip(labels, probabilities, strict=True))
         )
         data = b"".join(pack_bytes(string.encode("utf-8")) for string in strings)
-        return Reply(request.request_id, model_version, "BYTES", shape, data)
+        return Reply(request.request_id, model_version, identity, "BYTES", shape, data)
     data = struct.pack(f"<{len(labels)}f", *probabilities)
-    return Reply(request.request_id, model_version, "FP32", shape, data)
+    return Reply(request.request_id, model_version, identity, "FP32", shape, data)

@@ -1,11 +1,13 @@
-"""Carries requests over gRPC, blocking and for asyncio: tritonclient's stubs on a channel of our own."""
+"""Carries requests over gRPC, blocking: tritonclient's stubs on a channel of our own."""
 
 from __future__ import annotations
 
-import asyncio
+import atexit
 import contextlib
+import sys
+import threading
 import time
-from collections.abc import Callable
+import weakref
 from typing import Any
 
 import grpc  # type: ignore[import-untyped,unused-ignore]
@@ -13,127 +15,155 @@ from tritonclient.grpc import service_pb2_grpc
 
 from diptych_client._answer import Reply, Request, ServerInfo
 from diptych_client._errors import ConnectionFailed
-from diptych_client._retries import Deadline
-from diptych_client._servers import Address
+from diptych_client._servers import CONNECT_TIMEOUT_S, Address
+from diptych_client._tls import Tls
 from diptych_client._transports import _grpc_wire as wires
-from diptych_client._transports._base import Wire
+from diptych_client._transports._base import Attempt
+
+# Channels of a parent process, in its forked child: gRPC's own end of a channel may hang there.
+_ABANDONED: list[object] = []
+# Channels that are open. One that is not closed when the interpreter ends hangs it: gRPC's destructor waits
+# for a thread that is gone by then.
+_OPEN: weakref.WeakSet[_Line] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for line in list(_OPEN):
+        line.channel.close()
 
 
 class GrpcTransport:
     """One channel, which carries any number of calls at once. Safe to share between threads."""
 
-    def __init__(self, address: Address, wire: Wire) -> None:
+    def __init__(self, address: Address, tls: Tls | None) -> None:
         wires.cooperate_with_gevent()
         self._address = address
-        self._headers = wire.headers
-        self._channel = wires.open_channel(address, wire, grpc)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._given_up: set[Any] = set()  # calls that would be cancelled if nobody held them
+        self._tls = tls
+        self._lock = threading.Lock()  # held for moments
+        self._line = _Line(address, tls)
 
-    def infer(self, request: Request, deadline: Deadline) -> Reply:
-        message = wires.encode_request(request, deadline.remaining_s(request.request_id))
-        response = self._call(self._stub.ModelInfer, message, deadline, request.request_id)
-        return wires.decode_response(response, request.request_id)
+    def infer(self, request: Request, attempt: Attempt) -> Reply:
+        message = wires.encode_request(request, attempt.remaining_s())
+        return wires.decode_response(self._call("ModelInfer", message, attempt), request.request_id)
 
-    def describe(self, deadline: Deadline) -> ServerInfo:
-        server = self._call(self._stub.ServerMetadata, wires.SERVER_METADATA, deadline)
-        ready = self._call(self._stub.ModelReady, wires.MODEL_READY, deadline)
-        model = None
-        if ready.ready:
-            model = self._call(self._stub.ModelMetadata, wires.MODEL_METADATA, deadline)
+    def describe(self, attempt: Attempt) -> ServerInfo:
+        server = self._call("ServerMetadata", wires.SERVER_METADATA, attempt)
+        ready = self._call("ModelReady", wires.MODEL_READY, attempt)
+        model = self._call("ModelMetadata", wires.MODEL_METADATA, attempt) if ready.ready else None
         return wires.decode_info(server, ready, model)
 
     def close(self) -> None:
-        ends_s = time.monotonic() + wires.LINGER_S
-        for call in tuple(self._given_up):
-            with contextlib.suppress(grpc.FutureTimeoutError, grpc.FutureCancelledError):
-                call.exception(max(0.0, ends_s - time.monotonic()))
-        self._channel.close()
+        self._line.close()
 
-    def _call(
-        self,
-        method: Any,
-        message: object,
-        deadline: Deadline,
-        request_id: str | None = None,
-    ) -> Any:
-        remaining_s, metadata = deadline.remaining_s(request_id), self._headers.pairs()
+    def abandon(self) -> None:
+        _ABANDONED.append(self)
+        _OPEN.discard(self._line)
+
+    def _call(self, method: str, message: object, attempt: Attempt) -> Any:
+        line = self._take_line()
+        try:
+            if not line.has_answered and attempt.connect_timeout_s < CONNECT_TIMEOUT_S:
+                line.wait_until_connected(attempt.connect_timeout_s, self._address)
+            response = self._call_over(line, method, message, attempt)
+        except TimeoutError:  # DeadlineExceeded is one
+            self._note_timeout(line)
+            raise
+        finally:
+            self._leave(line)
+        line.num_timeouts, line.has_answered = 0, True
+        return response
+
+    def _call_over(self, line: _Line, method: str, message: object, attempt: Attempt) -> Any:
+        if sys.is_finalizing():
+            raise ConnectionFailed(f"{self._address}: the interpreter has ended its threads")
+        remaining_s, metadata = attempt.remaining_s(), attempt.headers
+        stub = getattr(line.stub, method)
         try:
             if remaining_s > wires.LONG_S:
-                return method(message, timeout=remaining_s, metadata=metadata)
-            call = method.future(message, timeout=remaining_s + wires.GRACE_S, metadata=metadata)
+                return stub(message, timeout=remaining_s, metadata=metadata)
+            call = stub.future(message, timeout=remaining_s + wires.GRACE_S, metadata=metadata)
             return call.result(remaining_s)
         except grpc.FutureTimeoutError:
-            self._given_up.add(call)
-            call.add_done_callback(self._given_up.discard)
-            raise deadline.exceeded(request_id) from None
+            self._give_up(line, call)
+            raise attempt.deadline.exceeded(attempt.request_id) from None
         except grpc.RpcError as error:
-            raise wires.explain(error, self._address, deadline, request_id) from None
+            found = wires.explain(error, self._address, attempt)
+            if isinstance(found, ConnectionFailed):
+                line.has_answered = False
+            raise found from None
         except ValueError as error:  # how gRPC says that another thread has closed the channel
-            raise ConnectionFailed(f"{self._address}: {error}", request_id) from None
+            raise ConnectionFailed(f"{self._address}: {error}", attempt.request_id) from None
+
+    def _take_line(self) -> _Line:
+        with self._lock:
+            self._line.num_calls += 1
+            return self._line
+
+    def _note_timeout(self, line: _Line) -> None:
+        line.num_timeouts += 1  # a race between threads counts one less, at worst
+        with self._lock:
+            if line is self._line and line.num_timeouts >= wires.TIMEOUTS_UNTIL_REPLACED:
+                line.is_retired = True
+                self._line = _Line(self._address, self._tls)
+
+    def _give_up(self, line: _Line, call: Any) -> None:
+        """Leave a call to its answer. It would be cancelled if nobody held it."""
+        with self._lock:
+            line.num_calls += 1
+            line.given_up.add(call)
+        call.add_done_callback(lambda done: self._forget(line, done))
+
+    def _forget(self, line: _Line, call: Any) -> None:
+        line.given_up.discard(call)
+        self._leave(line)
+
+    def _leave(self, line: _Line) -> None:
+        with self._lock:
+            line.num_calls -= 1
+            is_over = line.is_retired and not line.num_calls
+        if is_over:
+            # In a thread: this one may be gRPC's own, which closing waits for.
+            threading.Thread(target=line.channel.close, name="diptych-close", daemon=True).start()
 
 
-class AsyncGrpcTransport:
-    """One channel on the running event loop, which carries any number of calls at once."""
+class _Line:
+    """One channel.
 
-    def __init__(self, address: Address, wire: Wire) -> None:
-        self._address = address
-        self._headers = wire.headers
-        self._channel = wires.open_channel(address, wire, grpc.aio)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._given_up: set[asyncio.Task[Any]] = set()
-        self._is_closed = False
+    num_calls     how many calls are under way on it, those that were given up included
+    num_timeouts  how many calls in a row had no answer in time
+    is_retired    whether it takes no more calls and is closed after the last one
+    """
 
-    async def infer(self, request: Request, deadline: Deadline) -> Reply:
-        message = wires.encode_request(request, deadline.remaining_s(request.request_id))
-        response = await self._call(self._stub.ModelInfer, message, deadline, request.request_id)
-        return wires.decode_response(response, request.request_id)
+    def __init__(self, address: Address, tls: Tls | None) -> None:
+        self.channel = wires.open_channel(address, tls, grpc)
+        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+        self.given_up: set[Any] = set()
+        self.num_calls = 0
+        self.num_timeouts = 0
+        self.is_retired = False
+        self.has_answered = False
+        _OPEN.add(self)
 
-    async def describe(self, deadline: Deadline) -> ServerInfo:
-        server = await self._call(self._stub.ServerMetadata, wires.SERVER_METADATA, deadline)
-        ready = await self._call(self._stub.ModelReady, wires.MODEL_READY, deadline)
-        model = None
-        if ready.ready:
-            model = await self._call(self._stub.ModelMetadata, wires.MODEL_METADATA, deadline)
-        return wires.decode_info(server, ready, model)
+    def wait_until_connected(self, timeout_s: float, address: Address) -> None:
+        """Raises ConnectionFailed where that takes too long. A refusal is found by the call itself."""
+        is_decided = threading.Event()
 
-    async def close(self) -> None:
-        self._is_closed = True
-        if self._given_up:
-            await asyncio.wait(self._given_up, timeout=wires.LINGER_S)
-        await self._channel.close()
+        def look(state: grpc.ChannelConnectivity) -> None:
+            if state not in (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING):
+                is_decided.set()
 
-    async def _call(
-        self,
-        method: Callable[..., Any],
-        message: object,
-        deadline: Deadline,
-        request_id: str | None = None,
-    ) -> Any:
-        remaining_s = deadline.remaining_s(request_id)
-        call = asyncio.ensure_future(self._begin(method, message, remaining_s))
-        call.add_done_callback(self._forget)
+        self.channel.subscribe(look, try_to_connect=True)
         try:
-            await asyncio.wait([call], timeout=remaining_s)
-            return call.result()
-        except asyncio.InvalidStateError:
-            raise deadline.exceeded(request_id) from None
-        except grpc.RpcError as error:
-            raise wires.explain(error, self._address, deadline, request_id) from None
-        except (asyncio.CancelledError, grpc.aio.UsageError):
-            if not self._is_closed:  # the caller's own task was cancelled
-                raise
-            raise ConnectionFailed(f"{self._address}: the client was closed", request_id) from None
+            if not is_decided.wait(timeout_s):
+                raise ConnectionFailed(f"{address}: no connection within {timeout_s:.2g} s")
         finally:
-            if not call.done():  # given up, by its deadline or its caller, and left to its answer
-                self._given_up.add(call)
+            self.channel.unsubscribe(look)
 
-    async def _begin(self, method: Callable[..., Any], message: object, remaining_s: float) -> Any:
-        timeout_s = remaining_s + wires.GRACE_S
-        return await method(message, timeout=timeout_s, metadata=self._headers.pairs())
-
-    def _forget(self, call: asyncio.Task[Any]) -> None:
-        """An error that is never looked at would be reported by asyncio."""
-        self._given_up.discard(call)
-        if not call.cancelled():
-            call.exception()
+    def close(self) -> None:
+        """Closing cancels: wait a little for the answers that nobody waits for any more."""
+        ends_s = time.monotonic() + wires.LINGER_S
+        for call in tuple(self.given_up):
+            with contextlib.suppress(grpc.FutureTimeoutError, grpc.FutureCancelledError):
+                call.exception(max(0.0, ends_s - time.monotonic()))
+        self.channel.close()

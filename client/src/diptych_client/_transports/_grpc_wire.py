@@ -16,19 +16,27 @@ from diptych_client._answer import (
     ALL_CLASSES,
     IMAGE,
     INPUT_SHAPE,
+    LABELS_IDENTITY,
     MODEL,
+    OUTPUTS,
     PROBABILITIES,
     TEXT,
     Reply,
     Request,
     ServerInfo,
     pack_bytes,
+    read_identity,
 )
-from diptych_client._errors import ConnectionFailed, DiptychError, ServerFault, error_from_grpc
-from diptych_client._retries import Deadline
-from diptych_client._servers import Address
+from diptych_client._errors import (
+    ConnectionFailed,
+    DiptychError,
+    ServerFault,
+    error_from_grpc,
+    wrong_answer,
+)
+from diptych_client._servers import CONNECT_TIMEOUT_S, Address
 from diptych_client._tls import Tls
-from diptych_client._transports._base import CONNECT_TIMEOUT_S, Wire
+from diptych_client._transports._base import Attempt
 
 
 def encode_request(request: Request, timeout_s: float) -> service_pb2.ModelInferRequest:
@@ -39,19 +47,31 @@ def encode_request(request: Request, timeout_s: float) -> service_pb2.ModelInfer
         message.inputs.add(name=name, datatype="BYTES", shape=INPUT_SHAPE)
         message.raw_input_contents.append(pack_bytes(value))
     output = message.outputs.add(name=PROBABILITIES)
+    message.outputs.add(name=LABELS_IDENTITY)
     if request.wants_labels:
         output.parameters["classification"].int64_param = ALL_CLASSES
     return message
 
 
 def decode_response(message: service_pb2.ModelInferResponse, request_id: str) -> Reply:
-    """Raises ServerFault where the answer is not one tensor with its bytes."""
-    if len(message.outputs) != 1 or len(message.raw_output_contents) != 1:
+    """Raises ConnectionFailed where the answer is another request's, ServerFault where it is not two tensors
+    with their bytes."""
+    if message.id != request_id:
+        raise wrong_answer(message.id, request_id)
+    if len(message.outputs) != len(message.raw_output_contents):
         found = f"{len(message.outputs)} outputs and {len(message.raw_output_contents)} raw contents"
-        raise ServerFault(f"an answer that is not Triton's: {found} instead of one each", request_id)
-    output = message.outputs[0]
-    (data,) = message.raw_output_contents
-    return Reply(request_id, message.model_version, output.datatype, tuple(output.shape), data)
+        raise ServerFault(f"an answer that is not Triton's: {found}", request_id)
+    tensors = {
+        output.name: (output, data)
+        for output, data in zip(message.outputs, message.raw_output_contents, strict=True)
+    }
+    if not tensors.keys() >= set(OUTPUTS):
+        found = f"outputs {sorted(tensors)} instead of {sorted(OUTPUTS)}"
+        raise ServerFault(f"an answer that is not Triton's: {found}", request_id)
+    output, data = tensors[PROBABILITIES]
+    labels, labels_data = tensors[LABELS_IDENTITY]
+    identity = read_identity(tuple(labels.shape), labels_data, request_id)
+    return Reply(request_id, message.model_version, identity, output.datatype, tuple(output.shape), data)
 
 
 def decode_info(
@@ -74,6 +94,9 @@ MODEL_METADATA = service_pb2.ModelMetadataRequest(name=MODEL)
 GRACE_S = 5.0
 # Closing cancels too: how long it waits for the answers that nobody waits for any more.
 LINGER_S = 2.0
+# After this many calls in a row without an answer in time, the next one gets a new channel: a connection that
+# a load balancer or a lost node has dropped without a word stays silent for a quarter of an hour.
+TIMEOUTS_UNTIL_REPLACED = 3
 # A blocking call cannot be given up, and one that can be takes another thread, 0.2 ms of CPU more. Who has
 # this much time left has an answer or a refusal by then, unless the server hangs.
 LONG_S = 5.0
@@ -87,6 +110,12 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Despite its name, how long one attempt to connect may take; gRPC's default is 20 s.
     ("grpc.min_reconnect_backoff_ms", int(1000 * CONNECT_TIMEOUT_S)),
+    # A ping where a call has had no data for so long. tritonserver allows one in five minutes by default
+    # (--grpc-http2-min-recv-ping-interval-without-data 300000) and ends connections that send more. With
+    # keepalive, Linux also ends a connection whose bytes nobody has confirmed for the timeout's length.
+    ("grpc.keepalive_time_ms", 310_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
     # Clients of one process do not share connections, nor the memory of failed ones.
     ("grpc.use_local_subchannel_pool", 1),
     # As over HTTP: a model server is reached directly, whatever proxy the environment names.
@@ -95,12 +124,12 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
 )
 
 
-def open_channel(address: Address, wire: Wire, kind: Any) -> Any:
+def open_channel(address: Address, tls: Tls | None, kind: Any) -> Any:
     """kind  the module whose channels are wanted, `grpc` or `grpc.aio`"""
     options = [*_OPTIONS, ("grpc.default_authority", address.endpoint.authority)]
     if not address.endpoint.is_secure:
         return kind.insecure_channel(address.authority, options=options)
-    tls = wire.tls or Tls()
+    tls = tls or Tls()
     # We connect to an IP address, and the certificate names the host.
     options.append(("grpc.ssl_target_name_override", tls.server_name or address.endpoint.host))
     return kind.secure_channel(address.authority, tls.grpc_credentials(), options=options)
@@ -116,12 +145,15 @@ def cooperate_with_gevent() -> None:
         gevent.init_gevent()
 
 
-def explain(error: Any, address: Address, deadline: Deadline, request_id: str | None) -> DiptychError:
+def explain(error: Any, address: Address, attempt: Attempt) -> DiptychError:
     """Ours for a grpc.RpcError, of either kind of channel."""
-    code = error.code().name
+    code, request_id = error.code().name, attempt.request_id
     if code == "DEADLINE_EXCEEDED":
-        return deadline.exceeded(request_id)
-    found = error_from_grpc(code, error.details() or "", request_id)
-    if isinstance(found, ConnectionFailed):
-        return ConnectionFailed(f"{address}: {found.message}", request_id)
-    return found
+        return attempt.deadline.exceeded(request_id)
+    trailers = {key: value for key, value in error.trailing_metadata() or () if isinstance(value, str)}
+    found = error_from_grpc(code, error.details() or "", request_id, trailers.get("retry-after"))
+    if not isinstance(found, ConnectionFailed):
+        return found
+    failure = ConnectionFailed(f"{address}: {found.message}", request_id)
+    failure.status, failure.retry_after_s = found.status, found.retry_after_s
+    return failure

@@ -1,140 +1,182 @@
-"""Carries requests over HTTP/1.1 on plain or TLS sockets, blocking and for asyncio.
+"""Carries requests over HTTP/1.1 on plain or TLS sockets, blocking.
 
-`_http_wire.py` says what to write and read. This module owns the sockets and the pools.
+`_http_wire.py` says what to write and read, `_pool.py` which connection is used. The sockets are here.
 """
 
 from __future__ import annotations
 
-import asyncio
-import collections
+import concurrent.futures
 import contextlib
 import socket
+import ssl
 import threading
+import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from diptych_client._answer import Reply, Request, ServerInfo
-from diptych_client._retries import Deadline
+from diptych_client._errors import DiptychError
 from diptych_client._servers import Address
 from diptych_client._tls import Tls
 from diptych_client._transports import _http_wire as wires
-from diptych_client._transports._base import CONNECT_TIMEOUT_S, Wire
-from diptych_client._transports._http_wire import (
-    FAILURES,
-    HUNG_UP,
-    RECEIVE_BYTES,
-    HttpProtocol,
-    HttpRequest,
-    HttpResponse,
-    explain,
-)
+from diptych_client._transports._base import Attempt
+from diptych_client._transports._http_wire import HttpRequest, HttpResponse
+from diptych_client._transports._pool import Pool
+from diptych_client._transports._sockets import wait_for
 
-# Asked anew before each wait; raises DeadlineExceeded.
-Remaining = Callable[[], float]
+T = TypeVar("T")
+
+# A large request is sent in parts, with a look at the socket before each: the server may refuse it early.
+SEND_BYTES = 128 * 1024
 
 
 class HttpTransport:
-    """A pool of connections, as many as there are calls at once. Safe to share between threads."""
+    """Safe to share between threads."""
 
-    def __init__(self, address: Address, wire: Wire) -> None:
+    def __init__(self, address: Address, tls: Tls | None) -> None:
         self._address = address
-        self._headers = wire.headers
-        tls = wire.tls or Tls()
+        tls = tls or Tls()
         self._server_name = tls.server_name or address.endpoint.host
         self._tls = tls.ssl_context() if address.endpoint.is_secure else None
-        self._idle: collections.deque[_Connection] = collections.deque()  # the one used last is at the end
-        self._lock = threading.Lock()  # held for moments, never while waiting for the server
-        self._is_closed = False
+        self._pool: Pool[_Connection] = Pool(concurrent.futures.Future)
+        self._closer_lock = threading.Lock()
+        self._has_closer = False
 
-    def infer(self, request: Request, deadline: Deadline) -> Reply:
-        message = wires.encode_request(request, deadline.remaining_s(request.request_id))
-        response = self._exchange(message, deadline, request.request_id)
-        return wires.decode_response(response, request.request_id)
+    def infer(self, request: Request, attempt: Attempt) -> Reply:
+        def read(response: HttpResponse) -> Reply:
+            return wires.decode_response(response, request.request_id)
 
-    def describe(self, deadline: Deadline) -> ServerInfo:
-        server = self._exchange(wires.SERVER_METADATA, deadline)
+        return self._exchange(wires.encode_request(request, attempt.remaining_s()), attempt, read)
+
+    def describe(self, attempt: Attempt) -> ServerInfo:
+        server = self._exchange(wires.SERVER_METADATA, attempt, wires.json_of)
         model = None
-        if wires.is_ready(self._exchange(wires.MODEL_READY, deadline)):
-            model = self._exchange(wires.MODEL_METADATA, deadline)
+        if self._exchange(wires.MODEL_READY, attempt, wires.is_ready):
+            model = self._exchange(wires.MODEL_METADATA, attempt, wires.json_of)
         return wires.decode_info(server, model)
 
     def close(self) -> None:
-        with self._lock:
-            self._is_closed = True
-            while self._idle:
-                self._idle.pop().close()
+        for connection in self._pool.close():
+            connection.close()
 
-    def _exchange(
-        self, request: HttpRequest, deadline: Deadline, request_id: str | None = None
-    ) -> HttpResponse:
-        headers = self._headers.pairs()
+    def abandon(self) -> None:
+        self.close()  # of the child's descriptors alone, and without TLS's farewell
+
+    def _exchange(self, request: HttpRequest, attempt: Attempt, read: Callable[[HttpResponse], T]) -> T:
+        self._wait_for_a_place(attempt)
         try:
-            return self._send(request, headers, lambda: deadline.remaining_s(request_id))
+            return self._send(request, attempt, read)
+        except DiptychError:
+            raise
         except TimeoutError:
-            raise deadline.exceeded(request_id) from None
-        except FAILURES as error:
-            raise explain(error, self._address, request_id) from None
+            raise attempt.deadline.exceeded(attempt.request_id) from None
+        except wires.FAILURES as error:
+            raise wires.explain(error, self._address, attempt.request_id) from None
+        finally:
+            self._pool.leave()
 
-    def _send(
-        self, request: HttpRequest, headers: tuple[tuple[str, str], ...], remaining: Remaining
-    ) -> HttpResponse:
+    def _wait_for_a_place(self, attempt: Attempt) -> None:
+        attempt.remaining_s()
+        waiter = self._pool.enter()
+        if waiter is None:
+            return
+        try:
+            waiter.result(attempt.remaining_s())
+        except BaseException as error:
+            self._pool.give_up(waiter)
+            if isinstance(error, concurrent.futures.TimeoutError):
+                raise attempt.deadline.exceeded(attempt.request_id) from None
+            raise
+
+    def _send(self, request: HttpRequest, attempt: Attempt, read: Callable[[HttpResponse], T]) -> T:
         """Use an idle connection; where the server has hung up on it meanwhile, the next one or a new one.
 
         Sending again is safe: it happens only before the first byte of an answer, and an inference changes
         nothing on the server.
         """
-        while (connection := self._take_idle()) is not None:
+        while (connection := self._pool.take_idle()) is not None:
+            if not connection.is_usable():
+                connection.close()
+                continue
             try:
-                return self._send_over(connection, request, headers, remaining)
-            except HUNG_UP:
+                return self._send_over(connection, request, attempt, read)
+            except wires.HUNG_UP:
                 if connection.protocol.has_heard:
                     raise
-        connection = self._connect(remaining)
-        return self._send_over(connection, request, headers, remaining)
+        return self._send_over(self._connect(attempt), request, attempt, read)
 
     def _send_over(
         self,
         connection: _Connection,
         request: HttpRequest,
-        headers: tuple[tuple[str, str], ...],
-        remaining: Remaining,
-    ) -> HttpResponse:
+        attempt: Attempt,
+        read: Callable[[HttpResponse], T],
+    ) -> T:
         try:
-            response = connection.exchange(request, headers, remaining)
-        except BaseException:  # also KeyboardInterrupt: half an answer must not greet the next call
+            response = connection.exchange(request, attempt)
+            result = read(response)
+        except (DiptychError, *wires.FAILURES) as error:
+            # Another request's answer, or half of ours: what comes next over this connection is not known.
+            if wires.may_be_kept(error):
+                self._put_back(connection)
+            else:
+                connection.close()
+            raise
+        except BaseException:  # KeyboardInterrupt, a greenlet's end
             connection.close()
             raise
         self._put_back(connection)
-        return response
-
-    def _take_idle(self) -> _Connection | None:
-        """The connection used last, if any. Those that have idled for too long are closed on the way."""
-        with self._lock:
-            while self._idle and self._idle[0].protocol.has_idled_too_long:
-                self._idle.popleft().close()
-            return self._idle.pop() if self._idle else None
+        return result
 
     def _put_back(self, connection: _Connection) -> None:
-        with self._lock:
-            if connection.protocol.start_next_cycle() and not self._is_closed:
-                self._idle.append(connection)
-            else:
-                connection.close()
+        if not connection.protocol.start_next_cycle() or not self._pool.put_idle(connection):
+            connection.close()
+            return
+        with self._closer_lock:
+            if self._has_closer:
+                return
+            self._has_closer = True
+        with contextlib.suppress(RuntimeError):  # the interpreter ends, and all sockets with it
+            threading.Thread(target=self._close_idle, name="diptych-idle", daemon=True).start()
 
-    def _connect(self, remaining: Remaining) -> _Connection:
+    def _close_idle(self) -> None:
+        """Close what idles for too long, until nothing idles."""
+        while True:
+            expired, next_s = self._pool.take_expired(time.monotonic())
+            for connection in expired:
+                connection.close()
+            if next_s is None:
+                with self._closer_lock:
+                    # Put back since? Then once more: `_put_back` has seen that there is a closer.
+                    if self._pool.take_expired(0.0)[1] is None:
+                        self._has_closer = False
+                        return
+                continue
+            time.sleep(max(0.01, next_s - time.monotonic()))
+
+    def _connect(self, attempt: Attempt) -> _Connection:
         endpoint = self._address.endpoint
+        limit_s = attempt.connect_timeout_s
+        ends_s = time.monotonic() + limit_s
         try:
-            timeout_s = min(CONNECT_TIMEOUT_S, remaining())
+            timeout_s = min(limit_s, attempt.remaining_s())
             plain = socket.create_connection((self._address.ip, endpoint.port), timeout_s)
+        except DiptychError:
+            raise
         except TimeoutError:
-            remaining()  # the deadline's own error, where it has passed
-            raise ConnectionError(f"no connection within {CONNECT_TIMEOUT_S:g} s") from None
+            attempt.remaining_s()  # the deadline's own error, where it has passed
+            raise ConnectionError(f"no connection within {limit_s:.2g} s") from None
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # head and body are two sends
             if self._tls is None:
-                return _Connection(plain, endpoint.authority)
-            plain.settimeout(min(CONNECT_TIMEOUT_S, remaining()))
-            secured = self._tls.wrap_socket(plain, server_hostname=self._server_name)
-            return _Connection(secured, endpoint.authority)
+                return _Connection(plain, endpoint.authority, endpoint.path)
+            plain.settimeout(max(0.01, min(ends_s - time.monotonic(), attempt.remaining_s())))
+            try:
+                secured = self._tls.wrap_socket(plain, server_hostname=self._server_name)
+            except TimeoutError:
+                attempt.remaining_s()
+                raise ConnectionError(f"no TLS within {limit_s:.2g} s") from None
+            return _Connection(secured, endpoint.authority, endpoint.path)
         except BaseException:
             plain.close()
             raise
@@ -143,136 +185,62 @@ class HttpTransport:
 class _Connection:
     """One socket and the state of the protocol on it. For one thread at a time."""
 
-    def __init__(self, connected: socket.socket, authority: str) -> None:
+    def __init__(self, connected: socket.socket, authority: str, prefix: str) -> None:
         self._socket = connected
-        self.protocol = HttpProtocol(authority)
+        self.protocol = wires.HttpProtocol(authority, prefix)
+
+    @property
+    def idle_until_s(self) -> float:
+        return self.protocol.idle_until_s
+
+    def is_usable(self) -> bool:
+        """Whether an idle connection is open, and silent as it should be: bytes that wait before a request is
+        sent would be taken for its answer."""
+        return not wait_for(self._socket, 0)
 
     def close(self) -> None:
         self._socket.close()
 
-    def exchange(
-        self, request: HttpRequest, headers: tuple[tuple[str, str], ...], remaining: Remaining
-    ) -> HttpResponse:
+    def exchange(self, request: HttpRequest, attempt: Attempt) -> HttpResponse:
         """Send, then read to the answer's end. Raises one of FAILURES, or DeadlineExceeded."""
-        for data in self.protocol.send(request, headers):
-            self._socket.settimeout(remaining())
-            self._socket.sendall(data)
-        while True:
-            self._socket.settimeout(remaining())
-            response = self.protocol.receive(self._socket.recv(RECEIVE_BYTES))
-            if response is not None:
-                return response
-
-
-class AsyncHttpTransport:
-    """A pool of connections on the running event loop, as many as there are calls at once."""
-
-    def __init__(self, address: Address, wire: Wire) -> None:
-        self._address = address
-        self._headers = wire.headers
-        tls = wire.tls or Tls()
-        self._server_name = tls.server_name or address.endpoint.host
-        self._tls = tls.ssl_context() if address.endpoint.is_secure else None
-        self._idle: collections.deque[_AsyncConnection] = (
-            collections.deque()
-        )  # the one used last is at the end
-        self._is_closed = False
-
-    async def infer(self, request: Request, deadline: Deadline) -> Reply:
-        message = wires.encode_request(request, deadline.remaining_s(request.request_id))
-        response = await self._exchange(message, deadline, request.request_id)
-        return wires.decode_response(response, request.request_id)
-
-    async def describe(self, deadline: Deadline) -> ServerInfo:
-        server = await self._exchange(wires.SERVER_METADATA, deadline)
-        model = None
-        if wires.is_ready(await self._exchange(wires.MODEL_READY, deadline)):
-            model = await self._exchange(wires.MODEL_METADATA, deadline)
-        return wires.decode_info(server, model)
-
-    async def close(self) -> None:
-        self._is_closed = True
-        while self._idle:
-            await self._idle.pop().close()
-
-    async def _exchange(
-        self, request: HttpRequest, deadline: Deadline, request_id: str | None = None
-    ) -> HttpResponse:
-        sending = self._send(request, self._headers.pairs())
         try:
-            return await asyncio.wait_for(sending, deadline.remaining_s(request_id))
-        except asyncio.TimeoutError:
-            raise deadline.exceeded(request_id) from None
-        except FAILURES as error:
-            raise explain(error, self._address, request_id) from None
-
-    async def _send(self, request: HttpRequest, headers: tuple[tuple[str, str], ...]) -> HttpResponse:
-        """As `HttpTransport` does: idle connections first, past those that the server has closed."""
-        while (connection := await self._take_idle()) is not None:
+            for data in self.protocol.send(request, attempt.headers):
+                early = self._send(data, attempt)
+                if early is not None:
+                    return early
+        except wires.HUNG_UP as error:
+            # A server that refuses a request by its head says so before it hangs up.
             try:
-                return await self._send_over(connection, request, headers)
-            except HUNG_UP:
-                if connection.protocol.has_heard:
-                    raise
-        return await self._send_over(await self._connect(), request, headers)
+                return self._read(attempt)
+            except wires.HUNG_UP:
+                raise error from None
+        return self._read(attempt)
 
-    async def _send_over(
-        self, connection: _AsyncConnection, request: HttpRequest, headers: tuple[tuple[str, str], ...]
-    ) -> HttpResponse:
-        try:
-            response = await connection.exchange(request, headers)
-        except BaseException:  # also a cancelled task: half an answer must not greet the next call
-            connection.abort()
-            raise
-        if connection.protocol.start_next_cycle() and not self._is_closed:
-            self._idle.append(connection)
-        else:
-            await connection.close()
-        return response
-
-    async def _take_idle(self) -> _AsyncConnection | None:
-        while self._idle and self._idle[0].protocol.has_idled_too_long:
-            await self._idle.popleft().close()
-        return self._idle.pop() if self._idle else None
-
-    async def _connect(self) -> _AsyncConnection:
-        endpoint = self._address.endpoint
-        opening = asyncio.open_connection(
-            self._address.ip,
-            endpoint.port,
-            ssl=self._tls,
-            server_hostname=self._server_name if self._tls else None,
-        )
-        try:
-            reader, writer = await asyncio.wait_for(opening, CONNECT_TIMEOUT_S)
-        except asyncio.TimeoutError:
-            raise ConnectionError(f"no connection within {CONNECT_TIMEOUT_S:g} s") from None
-        return _AsyncConnection(reader, writer, endpoint.authority)
-
-
-class _AsyncConnection:
-    """One stream and the state of the protocol on it. For one task at a time."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, authority: str) -> None:
-        self._reader = reader
-        self._writer = writer
-        self.protocol = HttpProtocol(authority)
-
-    def abort(self) -> None:
-        self._writer.transport.abort()
-
-    async def close(self) -> None:
-        """At once: an answer says itself where it ends, so that TLS's farewell would say nothing new."""
-        self.abort()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
-
-    async def exchange(self, request: HttpRequest, headers: tuple[tuple[str, str], ...]) -> HttpResponse:
-        """Send, then read to the answer's end. Raises one of FAILURES."""
-        for data in self.protocol.send(request, headers):
-            self._writer.write(data)
-        await self._writer.drain()
+    def _read(self, attempt: Attempt) -> HttpResponse:
         while True:
-            response = self.protocol.receive(await self._reader.read(RECEIVE_BYTES))
+            self._socket.settimeout(attempt.remaining_s())
+            response = self.protocol.receive(self._socket.recv(wires.RECEIVE_BYTES))
             if response is not None:
                 return response
+
+    def _send(self, data: bytes, attempt: Attempt) -> HttpResponse | None:
+        """Write all; or return the answer that comes before the end, and then write no more."""
+        self._socket.settimeout(attempt.remaining_s())
+        if len(data) <= SEND_BYTES:
+            self._socket.sendall(data)
+            return None
+        self._socket.settimeout(0)
+        rest = memoryview(data)
+        while rest:
+            if wait_for(self._socket, attempt.remaining_s(), to_write=True):
+                with contextlib.suppress(*_NOT_NOW):
+                    response = self.protocol.receive(self._socket.recv(wires.RECEIVE_BYTES))
+                    if response is not None:
+                        return response
+            with contextlib.suppress(*_NOT_NOW):
+                rest = rest[self._socket.send(rest[:SEND_BYTES]) :]
+        return None
+
+
+# What a socket says that does not wait. TLS may have to read before it can write, and the other way round.
+_NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)

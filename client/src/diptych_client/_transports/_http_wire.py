@@ -27,6 +27,7 @@ from diptych_client._answer import (
     ALL_CLASSES,
     IMAGE,
     INPUT_SHAPE,
+    LABELS_IDENTITY,
     MODEL,
     PROBABILITIES,
     TEXT,
@@ -34,8 +35,16 @@ from diptych_client._answer import (
     Request,
     ServerInfo,
     pack_bytes,
+    read_identity,
 )
-from diptych_client._errors import ConnectionFailed, DiptychError, ServerFault, error_from_http
+from diptych_client._errors import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    DiptychError,
+    ServerFault,
+    error_from_http,
+    wrong_answer,
+)
 from diptych_client._servers import Address
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -73,7 +82,10 @@ def encode_request(request: Request, timeout_s: float) -> HttpRequest:
         "id": request.request_id,
         "parameters": {"timeout": max(1, int(1e6 * timeout_s))},  # microseconds
         "inputs": [_describe_input(IMAGE, image), _describe_input(TEXT, text)],
-        "outputs": [{"name": PROBABILITIES, "parameters": output_parameters}],
+        "outputs": [
+            {"name": PROBABILITIES, "parameters": output_parameters},
+            {"name": LABELS_IDENTITY, "parameters": {"binary_data": True}},
+        ],
     }
     header_bytes = json.dumps(header).encode("ascii")
     body = b"".join((header_bytes, image, text))
@@ -86,41 +98,49 @@ def encode_request(request: Request, timeout_s: float) -> HttpRequest:
 
 
 def decode_response(response: HttpResponse, request_id: str) -> Reply:
-    """Raises what the server's error stands for, or ServerFault where the answer cannot be read."""
+    """Raises what the server's error stands for, ConnectionFailed where the answer is another request's, or
+    ServerFault where it cannot be read."""
     if response.status != 200:
-        raise error_from_http(response.status, response.body, request_id)
+        raise _error_of(response, request_id)
     try:
         header_length = int(response.headers.get(HEADER_LENGTH.lower(), len(response.body)))
         header = json.loads(response.body[:header_length])
-        (output,) = header["outputs"]
-        data = response.body[header_length:]
-        if len(data) != output["parameters"]["binary_data_size"]:
-            raise ValueError(f"{len(data)} bytes of tensors, not {output['parameters']['binary_data_size']}")
-        shape = tuple(int(size) for size in output["shape"])
-        return Reply(request_id, header["model_version"], output["datatype"], shape, data)
-    except (ValueError, LookupError, TypeError) as error:
+        if header.get("id", "") != request_id:
+            raise wrong_answer(header.get("id", ""), request_id)
+        tensors = dict(_tensors(header["outputs"], response.body[header_length:]))
+        output, data = tensors[PROBABILITIES]
+        labels, labels_data = tensors[LABELS_IDENTITY]
+        identity = read_identity(_shape_of(labels), labels_data, request_id)
+        shape = _shape_of(output)
+        return Reply(request_id, header["model_version"], identity, output["datatype"], shape, data)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         message = f"an answer that is not Triton's: {type(error).__name__}: {error}"
         raise ServerFault(message, request_id) from error
+
+
+def may_be_kept(error: Exception) -> bool:
+    """Whether a connection is good for another request: the server has refused this one, and no more."""
+    return isinstance(error, DiptychError) and not isinstance(error, (ConnectionFailed, DeadlineExceeded))
 
 
 def is_ready(response: HttpResponse) -> bool:
     """Raises what any status but Triton's yes (200) and no (400) stands for."""
     if response.status not in (200, 400):
-        raise error_from_http(response.status, response.body, None)
+        raise _error_of(response, None)
     return response.status == 200
 
 
-def decode_info(server: HttpResponse, model: HttpResponse | None) -> ServerInfo:
-    """model  None where the model is not ready, for then Triton does not describe it"""
-    metadata = _json_of(server)
-    versions = () if model is None else tuple(str(version) for version in _json_of(model).get("versions", ()))
-    name, version = (str(metadata.get(key, "")) for key in ("name", "version"))
+def decode_info(server: dict[str, Any], model: dict[str, Any] | None) -> ServerInfo:
+    """model  None where the model is not ready: then Triton does not describe it"""
+    versions = () if model is None else tuple(str(version) for version in model.get("versions", ()))
+    name, version = (str(server.get(key, "")) for key in ("name", "version"))
     return ServerInfo(name, version, versions, model is not None)
 
 
-def _json_of(response: HttpResponse) -> dict[str, Any]:
+def json_of(response: HttpResponse) -> dict[str, Any]:
+    """Raises what the server's error stands for, or ServerFault."""
     if response.status != 200:
-        raise error_from_http(response.status, response.body, None)
+        raise _error_of(response, None)
     try:
         value = json.loads(response.body)
     except ValueError:
@@ -128,6 +148,26 @@ def _json_of(response: HttpResponse) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ServerFault("an answer that is not Triton's: no JSON object")
     return value
+
+
+def _error_of(response: HttpResponse, request_id: str | None) -> DiptychError:
+    return error_from_http(response.status, response.body, request_id, response.headers.get("retry-after"))
+
+
+def _tensors(outputs: Any, rest: bytes) -> Iterator[tuple[str, tuple[dict[str, Any], bytes]]]:
+    """Each output with its bytes, by name. They lie one after the other, in the order of the header."""
+    for output in outputs:
+        size = output["parameters"]["binary_data_size"]
+        if not 0 <= size <= len(rest):
+            raise ValueError(f"{len(rest)} bytes of tensors, not {size}")
+        yield output["name"], (output, rest[:size])
+        rest = rest[size:]
+    if rest:
+        raise ValueError(f"{len(rest)} bytes behind the tensors")
+
+
+def _shape_of(output: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(int(size) for size in output["shape"])
 
 
 def _describe_input(name: str, packed: bytes) -> dict[str, Any]:
@@ -152,20 +192,18 @@ FAILURES = (OSError, h11.RemoteProtocolError)
 class HttpProtocol:
     """For one request at a time.
 
+    prefix     what a gateway puts before each target
     has_heard  whether any byte of the current answer has come
     """
 
-    def __init__(self, authority: str) -> None:
+    def __init__(self, authority: str, prefix: str = "") -> None:
         self._authority = authority
+        self._prefix = prefix
         self._connection = h11.Connection(h11.CLIENT)
         self._head: h11.Response | None = None
         self._body: list[bytes] = []
-        self._idle_since_s = 0.0
+        self.idle_until_s = 0.0
         self.has_heard = False
-
-    @property
-    def has_idled_too_long(self) -> bool:
-        return time.monotonic() - self._idle_since_s > KEEP_IDLE_S
 
     def send(self, request: HttpRequest, extra: tuple[tuple[str, str], ...]) -> Iterator[bytes]:
         """What to write, in parts. `extra` are the caller's headers."""
@@ -174,7 +212,7 @@ class HttpProtocol:
         ours = (("Host", self._authority), ("User-Agent", "diptych-client"), *request.headers)
         theirs = [(name, value) for name, value in extra if name != "user-agent"]
         events: list[h11.Event] = [
-            h11.Request(method=request.method, target=request.target, headers=[*ours, *theirs])
+            h11.Request(method=request.method, target=self._prefix + request.target, headers=[*ours, *theirs])
         ]
         if request.body:
             events.append(h11.Data(data=request.body))
@@ -201,8 +239,10 @@ class HttpProtocol:
         """Whether the connection can carry another request; if so, it is ready for it."""
         if self._connection.our_state is not h11.DONE or self._connection.their_state is not h11.DONE:
             return False
+        if self._connection.trailing_data[0]:  # bytes that nobody asked for would answer the next request
+            return False
         self._connection.start_next_cycle()
-        self._idle_since_s = time.monotonic()
+        self.idle_until_s = time.monotonic() + KEEP_IDLE_S
         return True
 
     def _read_events(self) -> HttpResponse | None:
@@ -219,6 +259,8 @@ class HttpProtocol:
                 return HttpResponse(self._head.status_code, headers, b"".join(self._body))
             elif event is h11.NEED_DATA:
                 return None
+            elif event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
+                raise h11.RemoteProtocolError("the server ended or left the protocol")
 
 
 def explain(error: Exception, address: Address, request_id: str | None) -> DiptychError:

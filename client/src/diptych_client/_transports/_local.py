@@ -31,8 +31,10 @@ from diptych_client._answer import (
 from diptych_client._environment import needs_extra
 from diptych_client._errors import DiptychError, InvalidInput, ServerFault, error_from_grpc
 from diptych_client._retries import Deadline
+from diptych_client._transports._base import Attempt
 
 ACCEPTED = "a model repository that `diptych export` wrote"
+IDENTITY_DIGITS = 16  # as model_repository/tally/model.py has it
 # One is the snapshot below, the other counts for a server's dashboards and changes nothing.
 PYTHON_STEPS = ("preprocess", "tally")
 SPEC, TOKENIZER = "preprocessing.json", "tokenizer.json"
@@ -52,9 +54,10 @@ class LocalTransport:
 
         release = _Release(Path(path))
         self._version = str(release.version)
+        labels = release.read_part(MODEL, "labels.txt")
         # Only a line feed ends a label: str.splitlines knows nine other characters.
-        lines = release.read_part(MODEL, "labels.txt").decode("utf-8")
-        self._labels = lines.removesuffix("\n").split("\n")
+        self._labels = labels.decode("utf-8").removesuffix("\n").split("\n")
+        self._labels_identity = hashlib.sha256(labels).hexdigest()[:IDENTITY_DIGITS]
         self._snapshot = _import_snapshot(release)
         self._preprocessor = self._snapshot.Preprocessor(
             self._snapshot.PreprocessingSpec.from_json(release.read_part("preprocess", SPEC).decode("utf-8")),
@@ -62,7 +65,8 @@ class LocalTransport:
         )
         self._steps = [_Step(step, release) for step in release.steps if step.model_name not in PYTHON_STEPS]
 
-    def infer(self, request: Request, deadline: Deadline) -> Reply:
+    def infer(self, request: Request, attempt: Attempt) -> Reply:
+        deadline = attempt.deadline
         deadline.remaining_s(request.request_id)
         try:
             probabilities = self._probabilities(request, deadline)
@@ -76,14 +80,17 @@ class LocalTransport:
             return self._reply(request, "BYTES", shape, b"".join(map(pack_bytes, strings)))
         return self._reply(request, "FP32", shape, struct.pack(f"<{len(probabilities)}f", *probabilities))
 
-    def describe(self, deadline: Deadline) -> ServerInfo:
+    def describe(self, attempt: Attempt) -> ServerInfo:
         return ServerInfo("local", self._torch.__version__, (self._version,), is_ready=True)
 
     def close(self) -> None:
         """Nothing is held open."""
 
+    def abandon(self) -> None:
+        """Nothing is shared with another process."""
+
     def _reply(self, request: Request, datatype: str, shape: tuple[int, ...], data: bytes) -> Reply:
-        return Reply(request.request_id, self._version, datatype, shape, data)
+        return Reply(request.request_id, self._version, self._labels_identity, datatype, shape, data)
 
     def _probabilities(self, request: Request, deadline: Deadline) -> list[float]:
         torch = self._torch

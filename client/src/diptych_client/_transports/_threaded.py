@@ -3,31 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+import contextvars
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from diptych_client._answer import Reply, Request, ServerInfo
-from diptych_client._retries import Deadline
-from diptych_client._transports._base import Transport
+from diptych_client._transports._base import Attempt, Transport
 
 T = TypeVar("T")
 
 
+async def within(attempt: Attempt, work: Coroutine[Any, Any, T]) -> T:
+    """The work's result. Raises DeadlineExceeded where it takes too long, and then cancels it.
+
+    Not `asyncio.wait_for`: before Python 3.12 that swallows a cancellation which comes with the result.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=attempt.remaining_s())
+        if not task.done():
+            raise attempt.deadline.exceeded(attempt.request_id)
+    except BaseException:
+        task.cancel()
+        task.add_done_callback(_look_at)
+        raise
+    return task.result()
+
+
+def _look_at(task: asyncio.Future[Any]) -> None:
+    """An error that is never looked at would be reported by asyncio."""
+    if not task.cancelled():
+        task.exception()
+
+
 class ThreadedTransport:
+    """Its threads are its own: the event loop's may be busy with work of others."""
+
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self._threads = ThreadPoolExecutor(thread_name_prefix="diptych-client-local")
 
-    async def infer(self, request: Request, deadline: Deadline) -> Reply:
-        return await self._run(lambda: self._transport.infer(request, deadline), deadline, request.request_id)
+    async def infer(self, request: Request, attempt: Attempt) -> Reply:
+        return await within(attempt, self._run(lambda: self._transport.infer(request, attempt)))
 
-    async def describe(self, deadline: Deadline) -> ServerInfo:
-        return await self._run(lambda: self._transport.describe(deadline), deadline, None)
+    async def describe(self, attempt: Attempt) -> ServerInfo:
+        return await within(attempt, self._run(lambda: self._transport.describe(attempt)))
 
     async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._transport.close()
 
-    async def _run(self, work: Callable[[], T], deadline: Deadline, request_id: str | None) -> T:
-        try:
-            return await asyncio.wait_for(asyncio.to_thread(work), deadline.remaining_s(request_id))
-        except asyncio.TimeoutError:
-            raise deadline.exceeded(request_id) from None
+    async def _run(self, work: Callable[[], T]) -> T:
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)
