@@ -25,6 +25,7 @@ from diptych_client import AsyncClient, Client, DiptychError, InvalidInput, Retr
         ({"limits": 5}, "limits: found 5"),
         ({"fetch": "https://host"}, "fetch: found 'https://host'; accepted: a function"),
         ({"headers": "a=b"}, "headers: found str"),
+        ({"shrink_to_px": "512"}, "shrink_to_px: found '512'"),
         ({"min_score": "0.5"}, "min_score: found '0.5'"),
         ({"min_score": float("nan")}, "min_score: found nan"),
         (

@@ -62,6 +62,9 @@ DEFAULT_TIMEOUT_S = 5.0
 # A server loads its models in seconds to minutes.
 READY_TIMEOUT_S = 120.0
 
+# Larger images are looked at, and converted where need be, in a thread that the deadline can leave behind.
+QUICK_BYTES = 256 * 1024
+
 # Triton logs it, and it goes into HTTP and gRPC as it is.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -260,11 +263,6 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
                 future.set_exception(error)
             return future
 
-    def _encode_at_once(self, image: ImageInput) -> bool:
-        """Whether an item becomes bytes without waiting for a disk, a network or much work."""
-        is_bytes = isinstance(image, (bytes, bytearray, memoryview))
-        return image is None or (is_bytes and self._rules.shrink_to_px is None)
-
 
 # Those that start anew in a forked child.
 _CLIENTS: weakref.WeakSet[BaseClient[Any]] = weakref.WeakSet()
@@ -402,7 +400,9 @@ class Client(BaseClient[Transport]):
         self._alone = threading.Lock()
 
     def _encode(self, image: ImageInput, text: str | None, deadline: Deadline) -> tuple[bytes, bytes]:
-        if self._encode_at_once(image):
+        # A few bytes need no disk, no network and little work: a thread would cost more than the look at them.
+        is_quick = isinstance(image, (bytes, bytearray)) and len(image) <= QUICK_BYTES
+        if image is None or (is_quick and self._rules.shrink_to_px is None):
             return encode_item(image, text, self._rules)
         encoding = self._in_thread(lambda: encode_item(image, text, self._rules))
         return _result(encoding, deadline)
@@ -580,7 +580,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
                     await self._transports.pop(address).close()
 
     async def _encode(self, image: ImageInput, text: str | None, deadline: Deadline) -> tuple[bytes, bytes]:
-        if self._encode_at_once(image):
+        if image is None:
             return encode_item(image, text, self._rules)
         return await _async_result(self._in_thread(lambda: encode_item(image, text, self._rules)), deadline)
 

@@ -97,7 +97,8 @@ class InputRules:
     fetch: Fetch | None = None
 
     def __post_init__(self) -> None:
-        if self.shrink_to_px is not None and self.shrink_to_px < 1:
+        is_size = isinstance(self.shrink_to_px, int) and self.shrink_to_px >= 1
+        if self.shrink_to_px is not None and not is_size:
             raise InvalidInput.refusing("shrink_to_px", repr(self.shrink_to_px), "1 or more, or None")
 
 
