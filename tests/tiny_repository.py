@@ -70,8 +70,11 @@ class TinyFusionHead(nn.Module):
 MODELS = {"image_encoder": TinyImageEncoder, "text_encoder": TinyTextEncoder, "fusion_head": TinyFusionHead}
 
 
-def build_tiny_repository(to: Path) -> Path:
-    """Write version 1 of every model under `to`, which must not exist yet."""
+def build_tiny_repository(to: Path, **manifest: object) -> Path:
+    """Write version 1 of every model under `to`, which must not exist yet.
+
+    manifest  more of what the manifest says, such as the target
+    """
     shutil.copytree(SOURCE, to)
     for model in to.iterdir():
         (model / "1").mkdir()
@@ -88,17 +91,17 @@ def build_tiny_repository(to: Path) -> Path:
     torch.manual_seed(0)
     for name, model_type in MODELS.items():
         script_to(to / name / "1/model.pt", model_type())
-    write_manifest(to)
+    write_manifest(to, **manifest)
     return to
 
 
-def write_manifest(repository: Path) -> None:
+def write_manifest(repository: Path, **more: object) -> None:
     """Version 1's, as far as serving reads it: the checksums of all that is there now."""
     path = repository / "classifier/1" / MANIFEST_FILE
     path.unlink(missing_ok=True)
     files = sorted(file for file in repository.rglob("*") if file.is_file())
     checksums = {str(file.relative_to(repository)): sha256(file) for file in files}
-    path.write_text(json.dumps({"version": 1, "labels": LABELS, "sha256": checksums}))
+    path.write_text(json.dumps({"version": 1, "labels": LABELS, "sha256": checksums, **more}))
 
 
 def script_to(path: Path, model: nn.Module) -> None:

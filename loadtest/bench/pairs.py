@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, BertConfig
 from diptych.config import load_config
 from diptych.data.catalogue import labels_of, read_split
 from diptych.data.items import Item
-from diptych.export.precision import choose_precision
+from diptych.export.precision import choose_precision, parse_target
 from diptych.export.repository import export
 from diptych.models.backbones import build_classifier
 from diptych.run import Run, load_run, update_metrics
@@ -52,7 +52,7 @@ def make_pair(
     run = load_run(quickstart_run) if name == QUICKSTART else _article_run(directory)
     repository = directory / "model_repository"
     settings = settings or Settings.for_cores(num_cores(), on_gpu=target == "gpu")
-    _, gated = export(run, repository, choose_precision(precision, target), settings)
+    _, gated = export(run, repository, choose_precision(precision, target), settings, target=parse_target(target))
     return Pair(
         name=name,
         run=run,

@@ -18,7 +18,7 @@ from tiny_repository import build_tiny_repository
 
 from diptych.release.repository import ENSEMBLE, STEPS
 from diptych.serving import Server
-from diptych.serving.hardware import has_gpu
+from diptych.serving.gpu import has_gpu
 
 
 def run_container(container: Manifest, directories: Mapping[str, Path], *more: str) -> tuple[int, str]:

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_cuda import fake_driver
 from serving_process import END_TIMEOUT_S, ServingProcess, wait_for
+from tiny_repository import build_tiny_repository
 from traffic import Traffic
 
 from diptych.serving import leftovers
-from diptych.serving.hardware import has_gpu
+from diptych.serving.gpu import has_gpu
 from diptych_client import Answer, ModelNotReady
 
 IN_NAMESPACES = [
@@ -134,7 +136,28 @@ def test_a_dev_shm_that_a_full_batch_does_not_fit_is_refused_with_the_way_out(
 
 
 @pytest.mark.skipif(has_gpu(), reason="this machine has a GPU, which is what is not to be there")
-def test_a_required_gpu_that_is_not_there_is_said(exported_repository: Path) -> None:
-    assert "--gpu required: no NVIDIA driver in this container" in refusal(
-        exported_repository, "--gpu=required"
+def test_a_required_gpu_that_is_not_there_is_said(tmp_path: Path) -> None:
+    repository = build_tiny_repository(tmp_path / "models", target="gpu")
+    assert "--gpu required, and there is none to use: no NVIDIA driver" in refusal(
+        repository, "--gpu=required"
     )
+
+
+@pytest.mark.skipif(has_gpu(), reason="on this machine's GPU the models would be where they belong")
+@pytest.mark.parametrize("options", [("--gpu=required",), ()])
+def test_models_that_triton_put_on_the_cpu_end_a_container_that_is_to_serve_on_a_gpu(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    # The driver has a GPU and is older than tritonserver's CUDA, whose version nothing tells the entry point
+    # here: tritonserver finds no GPU, without an error, and takes the CPU.
+    repository = build_tiny_repository(tmp_path / "models", target="gpu")
+    driver = fake_driver(tmp_path / "cuda", cuda=11040)
+    command = [*command_of(*options), str(repository)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=driver)
+    assert ended.returncode == 1
+    assert (
+        "the models belong on a GPU, and Triton has loaded them elsewhere: image_encoder is KIND_CPU, "
+        "text_encoder is KIND_CPU, fusion_head is KIND_CPU. From its log:\n"
+    ) in ended.stderr
+    assert "Serving" not in ended.stdout
+    assert "Started GRPCInferenceService" in ended.stdout  # tritonserver's log

@@ -21,10 +21,12 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from diptych.dataset import to_inputs
 from diptych.errors import UserError
+from diptych.export.precision import choose_precision
 from diptych.export.repository import export
 from diptych.export.torchscript import run_parts
 from diptych.models.classifier import Inputs
 from diptych.preprocessing import Preprocessor, Row
+from diptych.release.repository import read_manifest
 from diptych.run import Run
 from diptych.serving.settings import Settings
 
@@ -299,3 +301,13 @@ def test_a_place_that_cannot_be_written_is_named(tiny_run: Run, tmp_path: Path) 
     ):
         export(tiny_run, tmp_path / "file/repository")
     assert contents(tmp_path) == {"file": checksum(tmp_path / "file")}
+
+
+def test_a_repository_takes_versions_for_one_kind_of_device_alone(
+    exported_repository: Path, tiny_run: Run, tmp_path: Path
+) -> None:
+    repository = shutil.copytree(exported_repository, tmp_path / "models")
+    with pytest.raises(UserError, match=r"version 1, which serves, was exported with --target cpu"):
+        export(tiny_run, repository, choose_precision("fp32", "gpu"), target="gpu")
+    assert not (repository / "classifier/2").exists()
+    assert read_manifest(repository, 1)["target"] == "cpu"

@@ -24,7 +24,8 @@ from diptych.models.classifier import Inputs
 from diptych.preprocessing import Row
 from diptych.run import Run
 from diptych.serving import Server
-from diptych.serving.hardware import has_bf16_instructions, has_gpu
+from diptych.serving.gpu import has_gpu
+from diptych.serving.hardware import has_bf16_instructions
 
 LEAN = [
     Precision(image="bf16", text="bf16"),
@@ -134,7 +135,7 @@ def test_a_repository_for_other_hardware_is_not_served(tiny_run: Run, tmp_path: 
     with (
         pytest.raises(
             UserError,
-            match=r"image_encoder computes in fp16, and this machine has no NVIDIA GPU.*--precision fp32",
+            match=r"image_encoder computes in fp16, and this machine has no NVIDIA GPU to use: .*fp32",
         ),
         Server(repository, http_port=0, grpc_port=0, metrics_port=0),
     ):

@@ -197,7 +197,9 @@ def export(
     cores: Annotated[
         Optional[int],
         typer.Option(
-            help="CPU cores of the machine that will serve a new repository. Default: as many as here.", min=1
+            help="CPU cores of the machine that will serve a new repository. Default: as many as here; "
+            "with --target gpu 8, which is what docker/ gives the container.",
+            min=1,
         ),
     ] = None,
     allow_new_labels: Annotated[
@@ -210,24 +212,24 @@ def export(
     overrides: DataOverrides = None,
 ) -> None:
     """Export a run as TorchScript into a deployable Triton repository, behind a parity check."""
-    from diptych.export.precision import choose_precision
+    from diptych.export.precision import choose_precision, parse_target
     from diptych.export.repository import export
     from diptych.release.signing import load_private_key
     from diptych.run import load_run
-    from diptych.serving.hardware import num_cores
-    from diptych.serving.settings import Settings, load_settings
+    from diptych.serving.settings import load_settings, settings_for
 
     sign_with = load_private_key(sign) if sign else None
     settings = load_settings(tuning) if tuning else None
     if settings and precision == "auto":
         precision = settings.precision
     if settings is None and not to.exists():
-        settings = Settings.for_cores(cores or num_cores(), on_gpu=target == "gpu")
+        settings = settings_for(target, cores)
     version, gated = export(
         load_run(run, overrides or []),
         to,
         choose_precision(precision, target),
         settings,
+        target=parse_target(target),
         allow_new_labels=allow_new_labels,
         sign_with=sign_with,
         from_table=bool(overrides),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from diptych.export.gate import Gated
+from diptych.export.precision import Target
 from diptych.export.torchscript import IMAGE_ENCODER, TEXT_ENCODER
 from diptych.release.repository import sha256
 from diptych.run import WEIGHTS_FILE, Run, read_metrics
@@ -24,8 +25,11 @@ def build_manifest(
     repository: Path,
     files: Sequence[Path],
     gated: Gated,
+    target: Target,
 ) -> dict[str, Any]:
-    """Run, git commit, checksums, signatures, precision and parity figures of one version."""
+    """Run, git commit, checksums, signatures, precision and parity figures of one version, and what kind of
+    device it was exported for.
+    """
     metrics = read_metrics(run.directory)
     return {
         "version": version,
@@ -40,6 +44,7 @@ def build_manifest(
         "labels": run.labels,
         "preprocessing": dataclasses.asdict(run.preprocessor.spec),
         "signatures": {name: str(part.forward.schema) for name, part in gated.parts.items()},  # type: ignore[attr-defined]
+        "target": target,
         "precision": {IMAGE_ENCODER: gated.precision.image, TEXT_ENCODER: gated.precision.text},
         "parity": [dataclasses.asdict(result) for result in gated.parity],
         "sha256": {str(path.relative_to(repository)): sha256(path) for path in sorted(files)},

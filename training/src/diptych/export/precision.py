@@ -45,9 +45,7 @@ def choose_precision(request: str, target: str) -> Precision:
     """
     if request not in get_args(Request):
         raise UserError(f"--precision {request}: expected one of {', '.join(get_args(Request))}")
-    if target not in get_args(Target):
-        raise UserError(f"--target {target}: expected one of {', '.join(get_args(Target))}")
-    if target == "gpu":
+    if parse_target(target) == "gpu":
         if request == "int8":
             raise UserError("--precision int8: PyTorch's quantised layers run on CPUs only; use --target cpu")
         return _both("fp16" if request == "auto" else request)
@@ -60,6 +58,14 @@ def choose_precision(request: str, target: str) -> Precision:
         note = "this CPU has no bf16 instructions and would emulate them many times slower; fp32 instead"
         return dataclasses.replace(FP32, note=note)
     return _both(best if request == "auto" else request)
+
+
+def parse_target(target: str) -> Target:
+    """The kind of device that a name means. Raises UserError."""
+    for known in get_args(Target):
+        if target == known:
+            return known
+    raise UserError(f"--target {target}: expected one of {', '.join(get_args(Target))}")
 
 
 def _both(numbers: str) -> Precision:

@@ -18,7 +18,7 @@ from diptych.errors import UserError
 from diptych.examples import Example, as_served, choose_examples, complete_pairs, read_examples
 from diptych.export.gate import Gated, write_parts
 from diptych.export.manifest import build_manifest
-from diptych.export.precision import FP32, Precision
+from diptych.export.precision import FP32, Precision, Target
 from diptych.export.torchscript import IMAGE_ENCODER
 from diptych.labels import LABELS_FILE, write_labels
 from diptych.preprocessing import save_snapshot
@@ -58,6 +58,7 @@ def export(
     precision: Precision = FP32,
     settings: Settings | None = None,
     *,
+    target: Target = "cpu",
     allow_new_labels: bool = False,
     sign_with: Ed25519PrivateKey | None = None,
     from_table: bool = False,
@@ -67,20 +68,23 @@ def export(
     Everything is written beside and moved into place. What a repository serves stays as it is until
     `diptych release activate`; its configs change only where settings are given, or where the warm-up
     pictures would not suit both versions.
+    target            the kind of device that will serve it; one repository is for one kind
     allow_new_labels  add it even where its labels are not those that the repository serves
     sign_with         the key that vouches for the manifest, and with it for all files
     from_table        compare on the config's validation table, even where the run keeps examples of its own
     returns           the version and what the parity gate let through
     """
     version = _next_version(repository)
-    if version > 1 and not allow_new_labels:
-        _require_same_labels(run, repository)
+    if version > 1:
+        _require_same_target(target, repository)
+        if not allow_new_labels:
+            _require_same_labels(run, repository)
     examples = _examples(run, from_table=from_table)
     try:
         repository.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-") as staging:
             staged = Path(staging) / "repository"
-            gated = _stage(run, version, staged, precision, examples, sign_with)
+            gated = _stage(run, version, staged, precision, target, examples, sign_with)
             if version == 1:
                 staged.chmod(0o755)
                 staged.rename(repository)
@@ -101,6 +105,7 @@ def _stage(
     version: int,
     staged: Path,
     precision: Precision,
+    target: Target,
     examples: Sequence[Example],
     sign_with: Ed25519PrivateKey | None,
 ) -> Gated:
@@ -134,7 +139,7 @@ def _stage(
         is_exact=gated.precision.is_exact,
     )
     files = [path for path in staged.rglob("*") if path.is_file()]
-    manifest = build_manifest(run, version, repository=staged, files=files, gated=gated)
+    manifest = build_manifest(run, version, repository=staged, files=files, gated=gated, target=target)
     path = directories[ENSEMBLE] / MANIFEST_FILE
     path.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     if sign_with is not None:
@@ -194,6 +199,17 @@ def _next_version(repository: Path) -> int:
         )
     require_repository(repository)
     return max(versions) + 1
+
+
+def _require_same_target(target: Target, repository: Path) -> None:
+    """All versions share the configs, and with them the number of instances."""
+    serving = serving_version(repository)
+    held = read_manifest(repository, serving).get("target", target)
+    if held != target:
+        raise UserError(
+            f"{repository}: version {serving}, which serves, was exported with --target {held}. "
+            f"Export for --target {target} into another directory with --to"
+        )
 
 
 def _require_same_labels(run: Run, repository: Path) -> None:

@@ -1,9 +1,10 @@
 """What a container runs as its first process: `python3 -m diptych.serving.container --repository /models`.
 
 It looks before it starts (every file's checksum, the GPU, room in /dev/shm), removes what a crash left, runs
-tritonserver, ends children that nobody else asks after, drains on SIGTERM, and exits non-zero as soon as the
-server is dead or hung. It starts nothing again: the orchestrator is the supervisor there. It keeps count, can
-move the work to another machine, and shows in its events what a restart in here would hide.
+tritonserver, looks where the models were loaded, waits for children that nobody else waits for, drains on
+SIGTERM, and exits non-zero as soon as the server is dead or hung. It starts nothing again: the orchestrator
+does that. It counts restarts, can move the work to another machine, and shows in its events what a restart in
+here would hide. tritonserver's log goes to stdout.
 
 Standard library only, with all that it imports of Diptych; but `--require-signature` needs `cryptography`.
 """
@@ -12,30 +13,75 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from diptych.errors import UserError
 from diptych.serving.admin_key import AdminKey
 from diptych.serving.drain import DRAIN_TIMEOUT_S
 from diptych.serving.foreground import serve
-from diptych.serving.hardware import GPU_DEVICE, has_gpu
+from diptych.serving.gpu import find_off_gpu
+from diptych.serving.hardware import describe_excess, require_target
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
+from diptych.serving.server import Server
 from diptych.serving.supervisor import Restarts
 from diptych.serving.tls import ServerTls
+from diptych.serving.tracing import Tracing
 from diptych.serving.verification import verify_loaded
 from diptych.serving.vitals import SILENCE_S
 
 REPOSITORY = Path("/models")
 # A container's own network; what reaches it is the orchestrator's to say.
 EVERY_ADDRESS = "0.0.0.0"
+# Options of tritonserver that --triton-option may not set, and what to do instead. Those that add up
+# (--backend-config, --metrics-config, --trace-config, --cache-config) may be given.
+FIXED = "the entry point sets it, and Diptych relies on its value"
+OURS = {
+    **dict.fromkeys(
+        (
+            "--model-store",
+            "--backend-directory",
+            "--model-control-mode",
+            "--load-model",
+            "--disable-auto-complete-config",
+            "--strict-readiness",
+            "--exit-timeout-secs",
+            "--grpc-restricted-protocol",
+            "--http-restricted-api",
+            "--log-file",
+        ),
+        FIXED,
+    ),
+    "--model-repository": "use --repository",
+    **dict.fromkeys(("--http-address", "--grpc-address", "--metrics-address"), "use --host"),
+    **{f"--{wire}-port": f"use the entry point's own --{wire}-port" for wire in ("http", "grpc", "metrics")},
+    **dict.fromkeys(
+        (
+            "--grpc-use-ssl",
+            "--grpc-use-ssl-mutual",
+            "--grpc-server-cert",
+            "--grpc-server-key",
+            "--grpc-root-cert",
+        ),
+        "use --tls-cert, --tls-key and --tls-client-ca",
+    ),
+}
 
 
 def main() -> None:
     options = _parser().parse_args()
     try:
-        check(options.repository, gpu=options.gpu, public_key=options.require_signature)
+        require_free_options(options.triton_option)
+        tls = ServerTls.from_options(options.tls_cert, options.tls_key, options.tls_client_ca)
+        tracing = Tracing.from_options(options.trace_url, options.trace_one_in)
+        verify_loaded(options.repository, options.require_signature)
+        if options.check_only and options.gpu == "auto":
+            return
+        needs_gpu = require_target(options.repository, must_have_gpu=options.gpu == "required")
         if options.check_only:
             return
+        if excess := describe_excess(options.repository):
+            sys.stderr.write(f"warning: {excess}\n")
         status = serve(
             options.repository,
             host=options.host,
@@ -43,29 +89,42 @@ def main() -> None:
             grpc_port=options.grpc_port,
             metrics_port=options.metrics_port,
             admin_key=AdminKey.from_environment(),
-            tls=ServerTls.from_options(options.tls_cert, options.tls_key, options.tls_client_ca),
+            tls=tls,
+            tracing=tracing,
             restarts=Restarts(max_in_a_row=0),
             silence_s=options.silence_s,
             drain_timeout_s=options.drain_s,
             public_key=options.require_signature,
+            triton_options=options.triton_option,
+            on_ready=require_on_gpu if needs_gpu else lambda _: None,
+            shows_whole_log=True,
         )
     except UserError as error:
         sys.exit(f"error: {error}")
     sys.exit(status)
 
 
-def check(repository: Path, *, gpu: str, public_key: Path | None) -> None:
-    """Raise UserError where the repository is not whole, or not of the signer whose key is given, or the GPU
-    that is asked for is not there.
-
-    A GPU that the repository's own precision asks for is looked for when the server starts.
-    """
-    verify_loaded(repository, public_key)
-    if gpu == "required" and not has_gpu():
+def require_on_gpu(server: Server) -> None:
+    """Raise UserError where Triton has put a model elsewhere, which it does without an error."""
+    if elsewhere := find_off_gpu(server.http_contact, server.ports.http):
+        places = ", ".join(f"{model} is {kind}" for model, kind in elsewhere.items())
         raise UserError(
-            f"--gpu required: no NVIDIA driver in this container ({GPU_DEVICE} is missing). Start it with a "
-            "GPU (docker run --gpus all; in Kubernetes a limit of nvidia.com/gpu), or leave --gpu at auto."
+            f"the models belong on a GPU, and Triton has loaded them elsewhere: {places}. From its log:\n"
+            f"{server.explain_missing_gpu()}"
         )
+
+
+def require_free_options(options: Sequence[str]) -> None:
+    """Refuse options of tritonserver that the entry point sets itself. Raises UserError."""
+    for option in options:
+        name = option.partition("=")[0]
+        if not name.startswith("--"):
+            raise UserError(
+                f"--triton-option {option}: expected an option of tritonserver with its value, such as "
+                "--triton-option=--grpc-infer-thread-count=4"
+            )
+        if name in OURS:
+            raise UserError(f"--triton-option {option}: {OURS[name]}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,8 +135,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--repository", default=REPOSITORY, type=Path, help="what `diptych export` made")
-    add("--check-only", action="store_true", help="verify the repository's files, then exit")
-    add("--gpu", default="auto", choices=("auto", "required"), help="required: do not start without one")
+    add("--check-only", action="store_true", help="verify the files, and the GPU if one is required; exit")
+    add(
+        "--gpu",
+        default="auto",
+        choices=("auto", "required"),
+        help="required: only on a GPU, with a repository for GPUs; auto: as the repository was exported",
+    )
     add("--host", default=EVERY_ADDRESS, help="the address to listen on")
     add("--http-port", default=HTTP_PORT, type=int, help="0: any free one")
     add("--grpc-port", default=GRPC_PORT, type=int, help="0: any free one")
@@ -88,7 +152,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--tls-cert", type=Path, help="PEM file: gRPC speaks TLS alone, HTTP stays on loopback")
     add("--tls-key", type=Path, help="PEM file, of the certificate's key")
     add("--tls-client-ca", type=Path, help="PEM file: callers must show certificates signed by it")
+    add("--trace-url", metavar="URL", help="a collector that takes OTLP over HTTP: spans go there")
+    add("--trace-one-in", default=1000, type=_positive, help="of so many requests that no caller traces")
+    add(
+        "--triton-option",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="one more of tritonserver's, as --triton-option=--NAME=VALUE; repeatable",
+    )
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,20 @@ Standard library only: this is what runs in an image without the rest of Diptych
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from diptych.errors import UserError
 from diptych.serving.address import LOCALHOST
 from diptych.serving.admin_key import AdminKey
 from diptych.serving.drain import DRAIN_TIMEOUT_S, drain
 from diptych.serving.leftovers import reap_orphans
+from diptych.serving.log_follower import MAX_LOG_BYTES, LogFollower
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from diptych.serving.server import READY_TIMEOUT_S, Server, require_repository
 from diptych.serving.signals import Stopped, signals_raise_stopped
@@ -33,6 +36,17 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 # For its stubs to end; whatever is then still there is ended and removed by us.
 DRAINED_EXIT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conduct:
+    """What holds for each start of the server; `serve` says what each means."""
+
+    silence_s: float
+    drain_timeout_s: float
+    public_key: Path | None
+    on_ready: Callable[[Server], None]
+    shows_whole_log: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +75,9 @@ def serve(
     silence_s: float = SILENCE_S,
     drain_timeout_s: float = DRAIN_TIMEOUT_S,
     public_key: Path | None = None,
+    triton_options: Sequence[str] = (),
+    on_ready: Callable[[Server], None] = lambda _: None,
+    shows_whole_log: bool = False,
 ) -> int:
     """Start, print the addresses, stay; start again what died or hangs.
 
@@ -68,6 +85,9 @@ def serve(
     silence_s        without any answer, after which a server counts as hung
     drain_timeout_s  that requests in flight are given when a signal asks to stop
     public_key       of the signature that manifests must bear; None: checksums are enough
+    triton_options   more of tritonserver's
+    on_ready         looks at a server that has just answered; raises UserError where it must not serve
+    shows_whole_log  on stdout, from its start; else warnings and errors on stderr, once it is ready
     returns          the status to exit with
     raises           UserError where the first start fails
     """
@@ -83,11 +103,19 @@ def serve(
         admin_key=admin_key,
         tls=tls,
         tracing=tracing,
+        triton_options=triton_options,
+    )
+    conduct = Conduct(
+        silence_s=silence_s,
+        drain_timeout_s=drain_timeout_s,
+        public_key=public_key,
+        on_ready=on_ready,
+        shows_whole_log=shows_whole_log,
     )
     restarts = restarts or Restarts()
     with signals_raise_stopped():
         try:
-            end = _run(server, silence_s, drain_timeout_s, public_key)
+            end = _run(server, conduct)
             while isinstance(end, Fault):
                 pause_s = restarts.next_pause_s(end.was_well_s)
                 if pause_s is None:
@@ -99,41 +127,41 @@ def serve(
                 )
                 time.sleep(pause_s)
                 server = server.successor()
-                end = _run_again(server, silence_s, drain_timeout_s, public_key)
+                end = _run_again(server, conduct)
             return end
         except Stopped as stopped:  # while it was starting, or between two starts
             return stopped.status
 
 
-def _run(server: Server, silence_s: float, drain_timeout_s: float, public_key: Path | None) -> int | Fault:
+def _run(server: Server, conduct: Conduct) -> int | Fault:
     """One server's whole life. Returns the status of one that a signal ended, or what was wrong with it."""
     require_repository(server.repository)
-    verify_loaded(server.repository, public_key)
-    with server:
+    verify_loaded(server.repository, conduct.public_key)
+    with server, _whole_log(server) if conduct.shows_whole_log else contextlib.nullcontext():
         try:
             say("Starting tritonserver and loading the models ...")
             server.wait_until_ready(READY_TIMEOUT_S)
+            conduct.on_ready(server)
             _print_addresses(server)
-            return _stay(server, silence_s)
+            with contextlib.nullcontext() if conduct.shows_whole_log else _warnings(server):
+                return _stay(server, conduct.silence_s)
         except Stopped:
             if server.is_ready:
-                return _end(server, drain_timeout_s)
+                return _end(server, conduct.drain_timeout_s)
             raise
 
 
-def _run_again(
-    server: Server, silence_s: float, drain_timeout_s: float, public_key: Path | None
-) -> int | Fault:
+def _run_again(server: Server, conduct: Conduct) -> int | Fault:
     """The same, where an error is one more failure: the cause may pass, such as a disk that is full."""
     try:
-        return _run(server, silence_s, drain_timeout_s, public_key)
+        return _run(server, conduct)
     except UserError as error:
         say(f"It did not start: {error}")
         return Fault(str(error), was_well_s=0.0, status=1)
 
 
 def _stay(server: Server, silence_s: float) -> Fault:
-    """Show what the server complains about, until it ends by itself or is not well."""
+    """Until it ends by itself or is not well."""
     began_s = time.monotonic()
     vitals = Vitals(
         server.process.pid,
@@ -143,13 +171,10 @@ def _stay(server: Server, silence_s: float) -> Fault:
         is_secure=server.tls is not None,
         silence_s=silence_s,
     )
-    with server.log.open(encoding="utf-8", errors="replace") as log, Watch(vitals) as watch:
-        log.seek(0, 2)
+    with Watch(vitals) as watch:
         while server.process.poll() is None and watch.fault is None:
-            _show_news(log)
             reap_orphans(except_pid=server.process.pid)
             time.sleep(POLL_S)
-        _show_news(log)
     was_well_s = time.monotonic() - began_s
     if server.process.poll() is None:
         reason, status = f"tritonserver is not well: {watch.fault}.", 1
@@ -200,10 +225,16 @@ def _last_words(restarts: Restarts) -> str:
     )
 
 
-def _show_news(log: TextIO) -> None:
-    for line in log:
-        if deserves_showing(line):
-            say(line.rstrip())
+def _whole_log(server: Server) -> LogFollower:
+    """For a container's engine, which keeps and rotates it."""
+    max_bytes = MAX_LOG_BYTES if server.owns_log else None
+    return LogFollower(server.log, say=show, is_shown=bool, from_start=True, max_bytes=max_bytes)
+
+
+def _warnings(server: Server) -> LogFollower:
+    """For a person at a terminal: what the server complains about from now on."""
+    max_bytes = MAX_LOG_BYTES if server.owns_log else None
+    return LogFollower(server.log, say=say, is_shown=deserves_showing, from_start=False, max_bytes=max_bytes)
 
 
 def _print_addresses(server: Server) -> None:

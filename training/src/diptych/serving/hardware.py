@@ -1,17 +1,23 @@
-"""What this machine computes in without emulation, and whether a repository asks for more."""
+"""What this machine computes with, and whether a repository was made for it."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 from diptych.errors import UserError
-from diptych.release.repository import ENSEMBLE, MANIFEST_FILE, serving_version
+from diptych.release.repository import ENSEMBLE, MANIFEST_FILE, config_of, serving_version
+from diptych.serving.gpu import NoGpu, find_gpus, has_gpu
 
 # As /proc/cpuinfo names them: x86 (either suffices), and Arm.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-GPU_DEVICE = Path("/dev/nvidiactl")
+INSTANCES = re.compile(r"^instance_group \[ \{ count: (\d+)", re.MULTILINE)
+# What a container's CPU limit is written to: microseconds of CPU time, "max" for no limit, in each period.
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 def has_bf16_instructions() -> bool:
@@ -20,13 +26,13 @@ def has_bf16_instructions() -> bool:
 
 
 def num_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def has_gpu() -> bool:
-    """Whether NVIDIA's driver is there."""
-    return GPU_DEVICE.exists()
+    """CPU cores that this process may use: those it may run on, or fewer where its container has a limit."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        limit, period = CPU_LIMIT.read_text("ascii").split()
+    except (OSError, ValueError):  # no cgroup of version 2
+        return cores
+    return cores if limit == "max" else max(1, min(cores, math.ceil(int(limit) / int(period))))
 
 
 def require_hardware(repository: Path) -> None:
@@ -34,11 +40,58 @@ def require_hardware(repository: Path) -> None:
 
     A tritonserver that is started without this command loads them all the same: right answers, late.
     """
-    for encoder, numbers in _precision(repository).items():
+    for encoder, numbers in _manifest(repository).get("precision", {}).items():
         if numbers == "bf16" and not has_bf16_instructions() and not has_gpu():
             _refuse(repository, encoder, "bf16, and this machine's CPU has no bf16 instructions")
-        if numbers == "fp16" and not has_gpu():
-            _refuse(repository, encoder, "fp16, and this machine has no NVIDIA GPU")
+        if numbers == "fp16":
+            try:
+                find_gpus()
+            except NoGpu as error:
+                _refuse(repository, encoder, f"fp16, and this machine has no NVIDIA GPU to use: {error}")
+
+
+def require_target(repository: Path, *, must_have_gpu: bool) -> bool:
+    """Refuse a repository that was exported for the other kind of device. Raises UserError.
+
+    One for CPUs has an image encoder for each core, each of which a GPU would get, and batches of four.
+    must_have_gpu  also where the repository does not say what it was exported for
+    returns        whether the models belong on a GPU
+    """
+    target = _manifest(repository).get("target")
+    if target == "cpu" and (must_have_gpu or has_gpu()):
+        cause = "--gpu required was given" if must_have_gpu else "there is a GPU here"
+        raise UserError(
+            f"{repository}: was exported for CPUs, and {cause}. Export for GPUs into a new directory: "
+            "diptych export RUN --target gpu --to DIRECTORY. Or serve on the CPU: start the container "
+            "without a GPU and without --gpu required."
+        )
+    if target != "gpu" and not must_have_gpu:
+        return False
+    try:
+        find_gpus()
+    except NoGpu as error:
+        cause = "--gpu required" if must_have_gpu else f"{repository}: was exported for GPUs"
+        raise UserError(f"{cause}, and there is none to use: {error}") from None
+    return True
+
+
+def describe_excess(repository: Path) -> str | None:
+    """Where a CPU step has more instances than this machine has cores; None where none has.
+
+    The number is from `diptych export`, which knows the cores of its own machine alone.
+    """
+    cores = num_cores()
+    steps = (
+        ("preprocess",) if _manifest(repository).get("target") == "gpu" else ("preprocess", "image_encoder")
+    )
+    for step in steps:
+        found = INSTANCES.search(config_of(repository, step).read_text("utf-8"))
+        if found and int(found[1]) > cores:
+            return (
+                f"{repository}: {step} has {found[1]} instances, and there are {cores} cores here. They will "
+                f"wait for each other, and each takes memory. Export for this machine: --cores {cores}"
+            )
+    return None
 
 
 def _refuse(repository: Path, encoder: str, reason: str) -> None:
@@ -48,13 +101,13 @@ def _refuse(repository: Path, encoder: str, reason: str) -> None:
     )
 
 
-def _precision(repository: Path) -> dict[str, str]:
-    """By encoder, of the version that the ensemble pins; empty where no manifest says."""
+def _manifest(repository: Path) -> dict[str, Any]:
+    """Of the version that the ensemble pins; empty where there is none."""
     path = repository / ENSEMBLE / str(serving_version(repository)) / MANIFEST_FILE
     if not path.is_file():
         return {}
-    precision: dict[str, str] = json.loads(path.read_text("utf-8")).get("precision", {})
-    return precision
+    manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return manifest
 
 
 def _cpu_flags() -> set[str]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,12 @@ from diptych.serving.shared_memory import require_shared_memory
 from diptych.serving.terminal import say
 from diptych.serving.tls import ServerTls
 from diptych.serving.tracing import Tracing
-from diptych.serving.triton_log import describe_start, explain_failure, find_dead_stub
+from diptych.serving.triton_log import (
+    describe_start,
+    explain_failure,
+    explain_missing_gpu,
+    find_dead_stub,
+)
 from diptych.serving.waiting import says_what_it_waits_for
 from diptych.serving.workspace import Workspace
 
@@ -62,8 +68,12 @@ class Server:
         admin_key: AdminKey | None = None,
         tls: ServerTls | None = None,
         tracing: Tracing | None = None,
+        triton_options: Sequence[str] = (),
     ) -> None:
-        """admin_key  what opens the administrative API; default: a new one, which the workspace keeps"""
+        """admin_key       what opens the administrative API; default: a new one, which the workspace keeps
+        triton_options  more of tritonserver's, after those that are set here
+        """
+        self.triton_options = tuple(triton_options)
         self.settings = settings
         self.admin_key = admin_key or AdminKey.random()
         self.tls = tls
@@ -90,7 +100,13 @@ class Server:
             admin_key=self.admin_key,
             tls=self.tls,
             tracing=self.tracing,
+            triton_options=self.triton_options,
         )
+
+    @property
+    def owns_log(self) -> bool:
+        """Whether the log is the workspace's and not a file that somebody named."""
+        return self._log is None
 
     @cached_property
     def _address(self) -> Address:
@@ -153,7 +169,8 @@ class Server:
         names = {self.host, str(self._address), self._address.for_url}
         self.admin_key_file = self.admin_key.save(workspace.root, names, self.ports.grpc)
         command = [str(installation.binary.absolute()), *self._options(workspace)]
-        with self.log.open("wb") as log:
+        self.log.write_bytes(b"")
+        with self.log.open("ab") as log:  # appending, so that the file can be emptied while it is written
             self.process = subprocess.Popen(
                 [sys.executable, "-I", launch.__file__, str(os.getpid()), *command],
                 env=workspace.environment,
@@ -187,6 +204,7 @@ class Server:
             *(self.tracing.options if self.tracing else []),
             f"--backend-config=python,{leftovers.REGION_OPTION}={self._prefix}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
+            *self.triton_options,
         ]
 
     def wait_until_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
@@ -218,7 +236,12 @@ class Server:
         """Why the server ended, from its log."""
         return explain_failure(self._read_log())
 
+    def explain_missing_gpu(self) -> str:
+        """What its log says about GPUs that it does not use."""
+        return explain_missing_gpu(self._read_log())
+
     def _read_log(self) -> str:
+        """What it has written so far, or lately where that is much."""
         return self.log.read_text("utf-8", "replace")
 
     def kill(self) -> None:

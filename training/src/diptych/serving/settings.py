@@ -14,6 +14,8 @@ import tomli_w
 from diptych.errors import UserError
 from diptych.release.files import read_text, replace_text
 from diptych.release.repository import CONFIG_FILE, STEPS
+from diptych.serving.gpu import TORCHSCRIPT
+from diptych.serving.hardware import num_cores
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,6 +25,8 @@ else:
 Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
 ENCODERS = ("image_encoder", "text_encoder")
+# The limit that docker/ sets: compose.yaml, kubernetes/components/gpu.
+CORES_BESIDE_A_GPU = 8
 # Of a request in an encoder's queue, where that has a bound; the caller's own can only shorten it.
 TIMEOUT_US = 60_000_000
 
@@ -30,7 +34,7 @@ TIMEOUT_US = 60_000_000
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """preprocess_instances and the like  processes of each step
-    encoder_threads       that one instance of an encoder computes with
+    encoder_threads       that one instance of an encoder computes with; fusion_head gets as many
     max_batch_size        rows that one request may carry, and the most that any step takes at once; at least
                           the 8 that warm it up
     preferred_batch_size  rows of waiting requests that an encoder joins; 0: up to max_batch_size
@@ -80,6 +84,17 @@ class Settings:
         )
 
 
+def settings_for(target: str, cores: int | None) -> Settings:
+    """Those of a new repository.
+
+    cores  of the machine that will serve. By default those of this one, which for CPUs is the likely case;
+           for GPUs it is not, so that this machine's number says nothing
+    """
+    if target == "gpu":
+        return Settings.for_cores(cores or CORES_BESIDE_A_GPU, on_gpu=True)
+    return Settings.for_cores(cores or num_cores())
+
+
 def load_settings(path: Path) -> Settings:
     """Read what `save_settings` wrote, or a hand wrote. Raises UserError."""
     try:
@@ -118,10 +133,12 @@ def edit_config(text: str, settings: Settings, path: Path) -> str:
         values[r"^(  max_queue_delay_microseconds: )\d+"] = settings.max_queue_delay_us
     if (instances := getattr(settings, f"{model}_instances", None)) is not None:
         values[r"^(instance_group \[ \{ count: )\d+"] = instances
-    if model in ENCODERS:
+    if model in TORCHSCRIPT:
+        # LibTorch has one number for the whole process: the first model's that loads, in 24.10 the last's.
         values[r'^(parameters \{ key: "INTRA_OP_THREAD_COUNT" value \{ string_value: ")\d+'] = (
             settings.encoder_threads
         )
+    if model in ENCODERS:
         is_bounded = settings.encoder_queue_size > 0
         values[r"^(  preferred_batch_size: \[)\d*"] = settings.preferred_batch_size or ""
         values[r"^(    max_queue_size: )\d+"] = settings.encoder_queue_size

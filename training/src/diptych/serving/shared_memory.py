@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diptych.errors import UserError
 from diptych.release.repository import CONFIG_FILE, STEPS, loaded_versions, serving_version
+from diptych.serving.hardware import INSTANCES
 from diptych.serving.leftovers import SHARED_MEMORY
 
 MIB = 2**20
@@ -17,7 +18,6 @@ REGION_BYTES = MIB
 # Pictures as they come in, encoded; a photograph from a telephone has 3 MiB, most have a tenth of that.
 PICTURE_BYTES = MIB // 2
 PYTHON_BACKEND = 'backend: "python"'
-INSTANCES = re.compile(r"^instance_group \[ \{ count: (\d+)", re.MULTILINE)
 MAX_BATCH = re.compile(r"^max_batch_size: (\d+)", re.MULTILINE)
 
 

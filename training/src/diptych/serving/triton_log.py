@@ -20,6 +20,8 @@ TABLE_LINE = re.compile(r"^[+|]")
 # Every server without a GPU says these, and works.
 HARMLESS = ("CudaDriverHelper", "unable to create stream", "NVML", "DCGM", "pinned system memory")
 MAX_LINES = 5
+# Where a GPU is expected, those lines are the ones that say why it is not used.
+ABOUT_GPUS = re.compile(r"cuda|gpu|nvml|driver|stream|pinned", re.IGNORECASE)
 
 
 def explain_failure(log: str) -> str:
@@ -59,6 +61,13 @@ def find_dead_stub(log: str) -> str | None:
     """Why a Python model's process ended before it could tell tritonserver."""
     match = DEAD_STUB.search(log)
     return match and (match["cause"] or match["linker"])
+
+
+def explain_missing_gpu(log: str) -> str:
+    """The warnings and errors about GPUs, those too that a server on a CPU may leave aside."""
+    lines = [line for line in log.splitlines() if ABOUT_GPUS.search(line)]
+    found = [line for line in lines if (match := TRITON_LINE.match(line)) and match["level"] != "I"]
+    return "\n".join(found[:MAX_LINES]) or "its log says nothing about GPUs"
 
 
 def deserves_showing(line: str) -> bool:

@@ -18,7 +18,8 @@ from diptych.data.location import Location
 from diptych.errors import UserError
 from diptych.progress import console
 from diptych.serving import Server
-from diptych.serving.hardware import has_gpu, num_cores
+from diptych.serving.gpu import has_gpu
+from diptych.serving.hardware import num_cores
 from diptych.serving.settings import Settings, save_settings
 from diptych.tuning.closed_loop import Load, run_load, save_items
 from diptych.tuning.picture import plot_trials
