@@ -13,6 +13,9 @@ RUN := runs/quickstart
 CONFIG := training/configs/quickstart.toml
 REPOSITORY := build/model_repository
 EXPORTED := $(REPOSITORY)/classifier/config.pbtxt
+# One for GPUs: other precision, other instances, other batches.
+GPU_REPOSITORY := build/gpu_repository
+GPU_EXPORTED := $(GPU_REPOSITORY)/classifier/config.pbtxt
 
 export DIPTYCH_TAG ?= 0.1.0
 PROFILE ?= $(if $(wildcard /dev/nvidiactl),gpu,cpu)
@@ -44,6 +47,10 @@ $(RUN)/model.safetensors: $(DATA) $(CONFIG)
 $(EXPORTED): $(RUN)/model.safetensors
 	@$(BIN)/diptych export $(RUN) --to $(REPOSITORY)
 	@$(BIN)/diptych release activate $(REPOSITORY)
+
+$(GPU_EXPORTED): $(RUN)/model.safetensors
+	@$(BIN)/diptych export $(RUN) --to $(GPU_REPOSITORY) --target gpu
+	@$(BIN)/diptych release activate $(GPU_REPOSITORY)
 
 demo: $(EXPORTED) ## the main job on real data: train, evaluate, export, serve, classify over gRPC and HTTP
 	@$(BIN)/diptych evaluate $(RUN)
@@ -105,8 +112,8 @@ kubernetes-rules: $(SETUP) ## docker/prometheus/rules once more, as the Promethe
 
 lint-kubernetes: $(KUBERNETES_TOOLS)/.complete ## policies and custom resources of docker/kubernetes; the schemas are in `make test`
 	@mkdir -p build/kubernetes/rendered
-	@for overlay in cpu gpu kserve; do \
-		kubectl kustomize docker/kubernetes/overlays/$$overlay > build/kubernetes/rendered/$$overlay.yaml; \
+	@for overlay in docker/kubernetes/overlays/* $(KUBERNETES_LINT)/everything; do \
+		kubectl kustomize $$overlay > build/kubernetes/rendered/$$(basename $$overlay).yaml; \
 	done
 	@$(KUBERNETES_TOOLS)/bin/python $(KUBERNETES_LINT)/custom_resources.py build/kubernetes/rendered/*.yaml
 	@$(KUBERNETES_TOOLS)/bin/checkov --config-file $(KUBERNETES_LINT)/checkov.yaml --directory build/kubernetes/rendered
@@ -118,9 +125,13 @@ images: ## build the container images (BUILD_ARGS="--build-arg TRITON_IMAGE=..."
 			--build-arg REVISION=$$(git describe --always --abbrev=40 --dirty) $(BUILD_ARGS) .; \
 	done
 
-# DIPTYCH_REPOSITORY names another repository than the demo's.
-up: $(if $(DIPTYCH_REPOSITORY),,$(EXPORTED)) ## server, Prometheus, Grafana and demo page in containers (PROFILE=gpu or cpu)
-	@$(COMPOSE) --profile $(PROFILE) up --detach --wait
+# DIPTYCH_REPOSITORY names another repository than the demo's, which is exported for the profile's kind of device.
+UP_EXPORTED := $(if $(filter gpu,$(PROFILE)),$(GPU_EXPORTED),$(EXPORTED))
+UP_REPOSITORY := $(abspath $(or $(DIPTYCH_REPOSITORY),$(patsubst %/classifier/config.pbtxt,%,$(UP_EXPORTED))))
+# The demo's export has an image encoder for each core of this machine.
+export DIPTYCH_CPUS ?= $(shell nproc)
+up: $(if $(DIPTYCH_REPOSITORY),,$(UP_EXPORTED)) ## server, Prometheus, Grafana and demo page in containers (PROFILE=gpu or cpu)
+	@DIPTYCH_REPOSITORY=$(UP_REPOSITORY) $(COMPOSE) --profile $(PROFILE) up --detach --wait
 
 down: ## stop them, the server in good order
 	@$(COMPOSE) --profile '*' down

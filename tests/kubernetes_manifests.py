@@ -54,7 +54,7 @@ def pod_of(manifests: Sequence[Manifest]) -> Manifest:
     else:
         spec = dict(the(manifests, "InferenceService", "classifier")["spec"]["predictor"])
         labels = spec.pop("labels")
-        for name in ("minReplicas", "maxReplicas"):
+        for name in ("minReplicas", "maxReplicas", "deploymentStrategy"):
             spec.pop(name)
     return {
         "apiVersion": "v1",

@@ -12,7 +12,8 @@ if mountpoint --quiet /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified
 store=$PWD/build/images
 packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 triton=localhost/diptych-standin/tritonserver:debian-12
-debian=localhost/diptych-standin/debian:12
+debian=localhost/diptych-standin/debian:12-rclone
+rclone=localhost/diptych-standin/rclone:debian-12
 # What `import torch` needs, and nothing that could stand in for the image's own numpy, pillow or tokenizers.
 torch_parts=(torch torchgen nvidia triton sympy mpmath filelock fsspec networkx jinja2 markupsafe
     typing_extensions.py)
@@ -48,12 +49,12 @@ build() {
         --volume /etc/ssl/certs/ca-certificates.crt:/etc/ssl/certs/ca-certificates.crt:ro "$@"
 }
 
-# A Debian with Python, for the stand-ins.
+# A Debian with Python and rclone, for the stand-ins.
 make_debian() {
     if engine image exists "$debian"; then return; fi
-    say "A Debian with Python"
+    say "A Debian with Python and rclone"
     mmdebstrap --quiet --variant=minbase \
-        --include=ca-certificates,libpython3.11,python3,python3-pip,python3-venv bookworm - |
+        --include=ca-certificates,libpython3.11,python3,python3-pip,python3-venv,rclone bookworm - |
         engine import --quiet - "$debian"
 }
 

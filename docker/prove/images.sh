@@ -24,7 +24,7 @@ clean_up() { engine rm --force --time 5 "$probe" "$server" >/dev/null 2>&1 || tr
 trap clean_up EXIT
 
 build_serving() {
-    build --build-arg "TRITON_IMAGE=$triton" --tag diptych-serving:proof --file docker/Dockerfile "$@" .
+    build --build-arg "TRITON_IMAGE=$triton" --build-arg "RCLONE_IMAGE=$rclone" --tag diptych-serving:proof --file docker/Dockerfile "$@" .
 }
 
 build_images() {
@@ -32,6 +32,7 @@ build_images() {
     say "The stand-in for NVIDIA's image"
     build --build-context "site-packages=$packages" --build-arg "DEBIAN_IMAGE=$debian" \
         --tag "$triton" --file docker/prove/standin.Dockerfile docker/prove
+    build --build-arg "DEBIAN_IMAGE=$debian" --tag "$rclone" --file docker/prove/rclone.Dockerfile docker/prove
     say "docker/Dockerfile on it"
     build_serving
     say "docker/client.Dockerfile"
@@ -65,6 +66,8 @@ check_confinement() {
         grep -q "^CapBnd:.*0000000000000000$" /proc/1/status
         grep -q "^NoNewPrivs:.1$" /proc/1/status
         grep -q "^Seccomp:.2$" /proc/1/status
+        grep -qz "^STANDIN_ENTRYPOINT=1$" /proc/1/environ
+        [ "$(tr "\\0" " " < /proc/1/cmdline | cut -d " " -f 1-3)" = "python3 -m diptych.serving.container" ]
         ! touch /opt/diptych/x 2>/dev/null
         ! touch /models/x 2>/dev/null
         ! command -v gcc cc c++ make' || fail "not as confined as it should be"
@@ -81,6 +84,15 @@ check_answers() {
 import urllib.request
 text = urllib.request.urlopen("http://127.0.0.1:8002/metrics").read().decode()
 print(next(line for line in text.splitlines() if line.startswith("nv_inference_request_success{model=\"classifier\"")))'
+}
+
+# What a pod does first: out of a directory, and through rclone, into an empty directory.
+check_fetch() {
+    for source in /releases :local:/releases; do
+        engine run --rm "${locked[@]}" --network none --tmpfs /models:mode=1777,size=1g \
+            --volume "$repository:/releases:ro" --entrypoint python3 diptych-serving:proof \
+            -m diptych.serving.fetch "$source" --wait-s 0 || fail "fetch $source"
+    done
 }
 
 # Calls are under way when SIGTERM comes; each must be answered, or refused in a way that a client retries.
@@ -132,6 +144,8 @@ start_server
 check_confinement
 say "Ask it, from another container, over gRPC and HTTP"
 check_answers
+say "Fetch a release, as a pod does"
+check_fetch
 say "Stop it under load"
 check_stop
 say "Start it again, and kill a model's process"

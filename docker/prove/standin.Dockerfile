@@ -19,4 +19,9 @@ COPY --from=site-packages nvidia_pytriton.libs /opt/tritonserver/lib
 # large to copy: it is mounted, and importable after the image's own packages.
 RUN mkdir /opt/torch && echo /opt/torch > /usr/lib/python3/dist-packages/standin.pth
 
+# NVIDIA's entry point sets variables, perhaps LD_LIBRARY_PATH, and becomes the command that it is given.
+RUN mkdir /opt/nvidia \
+    && printf '#!/bin/bash\nexport STANDIN_ENTRYPOINT=1\nexec "$@"\n' > /opt/nvidia/nvidia_entrypoint.sh \
+    && chmod 755 /opt/nvidia/nvidia_entrypoint.sh
+
 ENV LD_LIBRARY_PATH=/opt/tritonserver/lib

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import diptych_client
+from diptych.serving.settings import CORES_BESIDE_A_GPU
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker/compose.yaml"
@@ -138,3 +139,28 @@ def test_no_secret_is_in_the_file():
     for service in SERVICES.values():
         for name in service.get("environment", {}):
             assert not re.search("password|secret|token|key", name, re.IGNORECASE), name
+
+
+@pytest.mark.parametrize(
+    ("options", "repository", "export"),
+    [
+        (["PROFILE=gpu"], "build/gpu_repository", "--to build/gpu_repository --target gpu"),
+        (["PROFILE=cpu"], "build/model_repository", "--to build/model_repository\n"),
+        (["PROFILE=gpu", "DIPTYCH_REPOSITORY=/srv/models"], "/srv/models", None),
+    ],
+)
+def test_make_up_serves_what_was_exported_for_its_profile(options, repository, export):
+    # --assume-new: as where the run was trained since the last export.
+    command = ["make", "--dry-run", "--assume-new=runs/quickstart/model.safetensors", "up", *options]
+    found = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    assert f"DIPTYCH_REPOSITORY={(ROOT / repository).resolve()} docker compose" in found
+    assert f"--profile {options[0].partition('=')[2]} up" in found
+    if export is None:
+        assert "diptych export" not in found
+    else:
+        assert export in found
+
+
+def test_the_gpu_container_has_the_cores_that_an_export_for_gpus_counts_on():
+    limits = SERVICES["serving-gpu"]["deploy"]["resources"]["limits"]
+    assert limits["cpus"] == str(CORES_BESIDE_A_GPU)

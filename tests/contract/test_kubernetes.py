@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 from pathlib import Path
 
 import kubernetes_validate
@@ -24,15 +25,17 @@ from kubernetes_manifests import (
     walk,
 )
 
-from diptych.release.repository import ENSEMBLE
 from diptych.serving import drain, healthcheck, ports, server
+from diptych.serving.container import parser
+from diptych.serving.tracing import Tracing
 
 # The oldest that knows all that is used (preStop.sleep), and the newest that kubernetes-validate knows.
 VERSIONS = ("1.30", "1.37")
 # Their schemas are not Kubernetes' own: `make lint-kubernetes`.
-CUSTOM = {"ScaledObject", "PodMonitor", "PrometheusRule", "InferenceService"}
-# With what a bucket in place of a volume changes.
-VARIANTS = (*OVERLAYS, "object storage")
+CUSTOM = {"ScaledObject", "PodMonitor", "PrometheusRule", "InferenceService", "ServingRuntime"}
+# With what components change: a bucket in place of a volume, TLS, traces.
+VARIANTS = (*OVERLAYS, "everything", "everything on kserve")
+COMPONENTS = ["object-storage", "tls", "tracing"]
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -40,7 +43,19 @@ def manifests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     if request.param in OVERLAYS:
         return render_overlay(request.param)
     directory = tmp_path_factory.mktemp("overlay")
-    return render(write_overlay(directory, components=["object-storage"]))
+    if request.param == "everything":
+        return render(KUBERNETES / "lint/everything")
+    return render(write_kserve_overlay(directory))
+
+
+def write_kserve_overlay(directory: Path) -> Path:
+    """The components have to see the Deployment, so that they go into a copy of overlays/kserve/pods."""
+    shutil.copytree(KUBERNETES, directory / "kubernetes")
+    path = directory / "kubernetes/overlays/kserve/pods/kustomization.yaml"
+    kustomization = yaml.safe_load(path.read_text())
+    kustomization["components"] += [f"../../../components/{each}" for each in COMPONENTS]
+    path.write_text(yaml.safe_dump(kustomization))
+    return directory / "kubernetes/overlays/kserve"
 
 
 def write_overlay(directory: Path, *, on: str = "gpu", components: list[str] | None = None, **more) -> Path:
@@ -134,6 +149,7 @@ def test_a_probe_waits_longer_for_the_models_than_the_entry_point_itself(manifes
     # Else the pod is killed before it says why its models do not load.
     probe = serving_of(pod_of(manifests))["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] > server.READY_TIMEOUT_S
+    assert probe["exec"]["command"][-1] == "--ready"
 
 
 def test_the_grace_period_holds_the_pause_the_drain_and_tritonservers_own_exit(manifests):
@@ -143,20 +159,29 @@ def test_the_grace_period_holds_the_pause_the_drain_and_tritonservers_own_exit(m
     assert pod["spec"]["terminationGracePeriodSeconds"] > longest_s
 
 
-def test_readiness_asks_for_the_ensemble_which_a_drain_unloads_first(manifests):
-    probe = serving_of(pod_of(manifests))["readinessProbe"]["httpGet"]
-    assert (probe["path"], probe["port"]) == (f"/v2/models/{ENSEMBLE}/ready", "http")
+def test_every_probe_asks_from_inside_the_pod_where_http_is_with_tls_too(manifests):
+    serving = serving_of(pod_of(manifests))
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert serving[name]["exec"]["command"][:3] == ["python3", "-m", "diptych.serving.healthcheck"]
+        assert "httpGet" not in serving[name]
+    assert "--loaded" in serving["readinessProbe"]["exec"]["command"]
+
+
+def test_the_kubelet_waits_for_each_probes_own_verdict(manifests):
+    serving = serving_of(pod_of(manifests))
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        command = serving[name]["exec"]["command"]
+        own_s = (
+            float(command[command.index("--timeout") + 1])
+            if "--timeout" in command
+            else healthcheck.TIMEOUT_S
+        )
+        assert serving[name]["timeoutSeconds"] > own_s
 
 
 def test_the_ports_are_those_that_the_server_listens_on_by_default(manifests):
     named = {port["name"]: port["containerPort"] for port in serving_of(pod_of(manifests))["ports"]}
     assert named == {"http": ports.HTTP_PORT, "grpc": ports.GRPC_PORT, "metrics": ports.METRICS_PORT}
-
-
-def test_the_kubelet_waits_for_the_liveness_probes_own_verdict(manifests):
-    probe = serving_of(pod_of(manifests))["livenessProbe"]
-    assert probe["exec"]["command"][-1] == "diptych.serving.healthcheck"
-    assert probe["timeoutSeconds"] > healthcheck.TIMEOUT_S
 
 
 def test_every_python_module_that_a_container_runs_exists(manifests):
@@ -165,9 +190,20 @@ def test_every_python_module_that_a_container_runs_exists(manifests):
         for command in (each.get("command", []) for each in walk(pod_of(manifests)))
         if command[:2] == ["python3", "-m"]
     ]
-    assert len(run) == 3  # verify, serve, the liveness probe
+    assert len(run) == 4  # fetch, and three probes
     for _, _, module, *_ in run:
         assert importlib.util.find_spec(module), module
+
+
+def test_the_container_that_serves_keeps_the_images_entry_point(manifests):
+    # A `command` would replace it, and with it what lets an older driver run the image's CUDA.
+    assert "command" not in serving_of(pod_of(manifests))
+
+
+def test_fetching_is_one_container_since_only_the_one_that_failed_is_repeated(manifests):
+    (fetch,) = pod_of(manifests)["spec"]["initContainers"]
+    assert fetch["command"] == ["python3", "-m", "diptych.serving.fetch"]
+    assert fetch["image"] == serving_of(pod_of(manifests))["image"]
 
 
 def test_services_budget_policy_monitor_and_spreading_all_mean_the_pods_that_serve(manifests):
@@ -190,6 +226,7 @@ def test_every_name_that_the_pod_refers_to_is_there(manifests):
         for key in ("configMapKeyRef", "configMapRef"):
             if key in each:
                 wanted.add(("ConfigMap", each[key]["name"]))
+                assert re.search(r"-[a-z0-9]{10}$", each[key]["name"]), each[key]
         if "persistentVolumeClaim" in each:
             wanted.add(("PersistentVolumeClaim", each["persistentVolumeClaim"]["claimName"]))
     assert wanted <= held
@@ -201,10 +238,10 @@ def test_every_name_that_the_pod_refers_to_is_there(manifests):
 def test_the_headless_service_names_every_pod_for_the_clients_own_balancing(manifests):
     service = the(manifests, "Service", "diptych-pods")["spec"]
     assert service["clusterIP"] == "None"
-    assert {port["name"]: port["port"] for port in service["ports"]} == {
-        "http": ports.HTTP_PORT,
-        "grpc": ports.GRPC_PORT,
-    }
+    expected = {"http": ports.HTTP_PORT, "grpc": ports.GRPC_PORT}
+    if any(argument.startswith("--tls") for argument in serving_of(pod_of(manifests))["args"]):
+        expected.pop("http")  # on the pod's loopback
+    assert {port["name"]: port["port"] for port in service["ports"]} == expected
     assert not service.get("publishNotReadyAddresses", False)
 
 
@@ -218,6 +255,56 @@ def test_the_autoscaler_alone_owns_the_number_of_pods(manifests):
         annotations = the(manifests, "InferenceService", "classifier")["metadata"]["annotations"]
         assert annotations["serving.kserve.io/autoscalerClass"] == "external"
         assert scaled["scaleTargetRef"]["name"] == "classifier-predictor"
+
+
+def test_kserve_replaces_pods_as_the_deployment_does():
+    predictor = the(render_overlay("kserve"), "InferenceService", "classifier")["spec"]["predictor"]
+    assert predictor["deploymentStrategy"] == the(render_overlay("gpu"), "Deployment")["spec"]["strategy"]
+    assert predictor["deploymentStrategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_the_serving_runtime_starts_the_container_of_the_gpu_overlay_as_far_as_knative_lets_it():
+    rendered = render(KUBERNETES / "overlays/kserve-runtime")
+    runtime = the(rendered, "ServingRuntime")["spec"]
+    ours = pod_of(render_overlay("gpu"))
+    (theirs,) = runtime["containers"]
+    serving = serving_of(ours)
+    for key in ("image", "resources", "readinessProbe"):
+        assert theirs[key] == serving[key], key
+    assert serving["securityContext"].items() <= theirs["securityContext"].items()
+    assert theirs["args"] == ["--repository", "/mnt/models", "--gpu=required"]
+    volumes = {volume["name"]: volume for volume in ours["spec"]["volumes"]}
+    assert runtime["volumes"] == [volumes["shm"], volumes["tmp"]]
+    # No Knative revision takes these.
+    assert not {"lifecycle", "command", "startupProbe"} & set(theirs)
+    predictor = the(rendered, "InferenceService", "classifier")["spec"]["predictor"]
+    assert predictor["model"]["runtime"] == the(rendered, "ServingRuntime")["metadata"]["name"]
+    assert predictor["model"]["modelFormat"]["name"] == runtime["supportedModelFormats"][0]["name"]
+    assert kinds(rendered) == {
+        "Namespace",
+        "ServiceAccount",
+        "ConfigMap",
+        "ServingRuntime",
+        "InferenceService",
+    }
+
+
+def test_the_entry_point_understands_the_arguments_that_the_components_add_up_to(manifests):
+    arguments = serving_of(pod_of(manifests))["args"]
+    options = parser().parse_args(arguments)
+    assert str(options.repository) == "/models"
+    if options.trace_url:
+        (variable,) = serving_of(pod_of(manifests))["env"]
+        assert variable["name"] == "TRACE_URL"
+        url = the(manifests, "ConfigMap", variable["valueFrom"]["configMapKeyRef"]["name"])["data"][
+            "TRACE_URL"
+        ]
+        assert Tracing.from_options(url, options.trace_one_in)
+    if options.tls_cert:
+        mounted = {
+            mount["name"]: mount["mountPath"] for mount in serving_of(pod_of(manifests))["volumeMounts"]
+        }
+        assert {str(options.tls_cert.parent), str(options.tls_key.parent)} == {mounted["tls"]}
 
 
 def test_kserve_runs_the_very_pod_of_the_gpu_overlay():
@@ -234,7 +321,7 @@ def test_callers_reach_two_ports_prometheus_one_and_the_pod_itself_only_names(ma
         ["metrics"],
     ]
     out = [port["port"] for rule in policy["egress"] for port in rule["ports"]]
-    assert out == ([53, 53] if "PersistentVolumeClaim" in kinds(manifests) else [53, 53, 443])
+    assert out == ([53, 53] if "PersistentVolumeClaim" in kinds(manifests) else [53, 53, 443, 4318])
 
 
 @pytest.mark.parametrize("on", OVERLAYS)

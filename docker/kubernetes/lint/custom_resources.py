@@ -19,6 +19,14 @@ from cloudcoil.models.prometheus_operator.v1 import PodMonitor, PrometheusRule
 from pydantic import ValidationError
 
 MODELS = {model.__name__: model for model in (PodMonitor, PrometheusRule, ScaledObject)}
+# KServe's models of the parts of each kind, by where the part is.
+KSERVE = {
+    "InferenceService": {
+        "spec.predictor": "v1beta1_predictor_spec",
+        "spec.predictor.model": "v1beta1_model_spec",
+    },
+    "ServingRuntime": {"spec": "v1alpha1_serving_runtime_spec"},
+}
 
 
 def main() -> None:
@@ -26,7 +34,7 @@ def main() -> None:
     for path in sys.argv[1:]:
         for manifest in yaml.safe_load_all(Path(path).read_text("utf-8")):
             kind = manifest["kind"]
-            if kind in MODELS or kind == "InferenceService":
+            if kind in MODELS or kind in KSERVE:
                 num_checked += 1
                 problems += [f"{path}: {kind}: {problem}" for problem in check(kind, manifest)]
     if problems:
@@ -36,10 +44,14 @@ def main() -> None:
 
 def check(kind: str, manifest: dict[str, Any]) -> Iterator[str]:
     """What is wrong with it, in words."""
-    if kind == "InferenceService":
-        # The pod inside is checked as a Pod by tests/contract/test_kubernetes.py.
-        for key in set(manifest["spec"]["predictor"]) - kserve_keys("v1beta1_predictor_spec"):
-            yield f"spec.predictor.{key} is unknown"
+    if kind in KSERVE:
+        # The pods inside are checked by tests/contract/test_kubernetes.py.
+        for path, model in KSERVE[kind].items():
+            part = manifest
+            for key in path.split("."):
+                part = part.get(key, {})
+            for key in set(part) - kserve_keys(model):
+                yield f"{path}.{key} is unknown"
         return
     try:
         model = MODELS[kind].model_validate(manifest)

@@ -69,7 +69,7 @@ OURS = {
 
 
 def main() -> None:
-    options = _parser().parse_args()
+    options = parser().parse_args()
     try:
         require_free_options(options.triton_option)
         tls = ServerTls.from_options(options.tls_cert, options.tls_key, options.tls_client_ca)
@@ -127,13 +127,14 @@ def require_free_options(options: Sequence[str]) -> None:
             raise UserError(f"--triton-option {option}: {OURS[name]}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Of the entry point's command line."""
+    found = argparse.ArgumentParser(
         prog="python3 -m diptych.serving.container",
         description="Run tritonserver over a repository as a container's first process.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add = parser.add_argument
+    add = found.add_argument
     add("--repository", default=REPOSITORY, type=Path, help="what `diptych export` made")
     add("--check-only", action="store_true", help="verify the files, and the GPU if one is required; exit")
     add(
@@ -161,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="OPTION",
         help="one more of tritonserver's, as --triton-option=--NAME=VALUE; repeatable",
     )
-    return parser
+    return found
 
 
 def _positive(text: str) -> int:

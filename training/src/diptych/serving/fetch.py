@@ -1,9 +1,9 @@
 """Copies a release to where a pod serves it from: `python3 -m diptych.serving.fetch SOURCE`.
 
 The first container of a pod. Each attempt starts from an empty directory, copies, and verifies the copy.
-Where that fails, the next attempt starts from empty again: a release that was still being uploaded, or was cut
-off, arrives in the end, and half of one is never served. An orchestrator repeats only the step that failed, so
-that two containers, one to copy and one to verify, would verify the same half for ever.
+Where that fails, the next attempt starts from empty again: a release that was still being uploaded, or was
+cut off, arrives in the end, and half of one is never served. An orchestrator repeats only the step that
+failed, so that two containers, one to copy and one to verify, would verify the same half for ever.
 
 SOURCE is a directory, or what rclone calls a remote, such as `:s3:BUCKET/PREFIX`: rclone then reads the rest
 (region, keys) from the environment, as its documentation says.
@@ -14,6 +14,7 @@ Standard library only; but `--require-signature` needs `cryptography`.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def fetch(source: str, to: Path, public_key: Path | None = None) -> None:
             _copy_from_remote(source, to)
         else:
             _copy_directory(Path(source), to)
-    except OSError as error:  # shutil.Error, of several files, is one
+    except OSError as error:
         raise UserError(f"{source}: could not be copied to {to}: {error}") from error
     verify_loaded(to, public_key)
 
@@ -72,7 +73,12 @@ def _copy_directory(source: Path, to: Path) -> None:
         there = source.parent.iterdir() if source.parent.is_dir() else []
         names = ", ".join(sorted(path.name for path in there if not path.name.startswith("."))) or "nothing"
         raise UserError(f"{source}: no such release; {source.parent} holds {names}")
-    shutil.copytree(source, to, dirs_exist_ok=True)
+    for directory, _, files in os.walk(source, followlinks=True):
+        target = to / Path(directory).relative_to(source)
+        target.mkdir(exist_ok=True)
+        for name in files:
+            # Contents without modes: the source's could hinder, and the volume's own directory is not ours.
+            shutil.copyfile(Path(directory, name), target / name)
 
 
 def _copy_from_remote(remote: str, to: Path) -> None:

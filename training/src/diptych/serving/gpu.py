@@ -17,7 +17,7 @@ from diptych.errors import UserError
 from diptych.serving.probe import request
 
 LIBRARY = "libcuda.so.1"
-# What Triton's images compute on since 25.08, by their release notes; older GPUs they leave out.
+# What Triton's images compute on since 25.03, by their release notes; they leave older GPUs out.
 MIN_CAPABILITY = (7, 5)
 # NVIDIA's images say in it which CUDA they are built on, such as 13.4.1.
 CUDA_VERSION = "CUDA_VERSION"
