@@ -52,7 +52,9 @@ def make_pair(
     run = load_run(quickstart_run) if name == QUICKSTART else _article_run(directory)
     repository = directory / "model_repository"
     settings = settings or Settings.for_cores(num_cores(), on_gpu=target == "gpu")
-    _, gated = export(run, repository, choose_precision(precision, target), settings, target=parse_target(target))
+    _, gated = export(
+        run, repository, choose_precision(precision, target), settings, target=parse_target(target)
+    )
     return Pair(
         name=name,
         run=run,
