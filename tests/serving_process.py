@@ -76,7 +76,7 @@ class ServingProcess:
 
     def url(self, wire: str) -> str:
         """Of its first start; a restart keeps the ports."""
-        match = re.search(rf"^  {wire} +(\S+)$", self.output(), re.MULTILINE)
+        match = re.search(rf"^  {wire} +(\S+)", self.output(), re.MULTILINE)
         assert match, self.output()
         return match[1]
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from certificates import make_certificates
 from fake_cuda import fake_driver
 from serving_process import END_TIMEOUT_S, ServingProcess, wait_for
 from tiny_repository import build_tiny_repository
@@ -18,7 +19,7 @@ from traffic import Traffic
 
 from diptych.serving import leftovers
 from diptych.serving.gpu import has_gpu
-from diptych_client import Answer, ModelNotReady
+from diptych_client import Answer, Client, ModelNotReady, Tls
 
 IN_NAMESPACES = [
     "unshare",
@@ -102,6 +103,47 @@ def test_a_dead_stub_ends_it_so_that_the_orchestrator_starts_it_again(container:
     assert container.process.wait(END_TIMEOUT_S) == 1
     assert "tritonserver is not well: " in container.output()
     assert "Not restarting here" in container.output()
+
+
+def test_with_tls_every_probe_finds_it_and_other_options_of_tritonservers_reach_it(tmp_path: Path) -> None:
+    pem = make_certificates(tmp_path / "pem")
+    tls = [f"--tls-cert={pem / 'server.pem'}", f"--tls-key={pem / 'server.key'}"]
+    more = ["--triton-option=--buffer-manager-thread-count=2", "--trace-url=http://127.0.0.1:9/v1/traces"]
+    repository = build_tiny_repository(tmp_path / "models")
+    started = Container(repository, command=command_of(*tls, *more))
+    try:
+        started.wait_until_ready()
+        assert started.url("HTTP").startswith("http://127.0.0.1:")
+        for options in ((), ("--ready",), ("--loaded",)):
+            found = started.probe(*options)
+            assert found.returncode == 0, found.stderr
+        with Client(
+            f"grpcs://localhost:{started.url('gRPC').rpartition(':')[2]}", tls=Tls(pem / "ca.pem")
+        ) as client:
+            assert client.classify(text="a red cat").label in {"animals", "food", "tools"}
+        command = Path(f"/proc/{started.triton_pid()}/cmdline").read_text().split("\0")
+        assert "--buffer-manager-thread-count=2" in command
+        assert "--trace-config=opentelemetry,url=http://127.0.0.1:9/v1/traces" in command
+        # tritonserver's own log, from its first line on.
+        assert "Started GRPCInferenceService" in started.output()
+    finally:
+        started.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("--triton-option=--http-port=1", "use the entry point's own --http-port"),
+        ("--triton-option=--model-repository=/other", "use --repository"),
+        ("--triton-option=--load-model=other", "the entry point sets it"),
+        ("--triton-option=verbose", "expected an option of tritonserver"),
+        ("--trace-url=collector:4317", "expected a collector that takes OTLP over HTTP"),
+    ],
+)
+def test_options_that_would_contradict_the_entry_point_are_refused(
+    tmp_path: Path, option: str, reason: str
+) -> None:
+    assert reason in refusal(tmp_path, option)
 
 
 def refusal(repository: Path, *options: str, shm_mib: int = 256) -> str:
