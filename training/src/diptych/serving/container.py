@@ -20,10 +20,8 @@ from diptych.errors import UserError
 from diptych.serving.admin_key import AdminKey
 from diptych.serving.drain import DRAIN_TIMEOUT_S
 from diptych.serving.foreground import serve
-from diptych.serving.gpu import find_off_gpu
 from diptych.serving.hardware import describe_excess, require_target
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
-from diptych.serving.server import Server
 from diptych.serving.supervisor import Restarts
 from diptych.serving.tls import ServerTls
 from diptych.serving.tracing import Tracing
@@ -77,7 +75,8 @@ def main() -> None:
         verify_loaded(options.repository, options.require_signature)
         if options.check_only and options.gpu == "auto":
             return
-        needs_gpu = require_target(options.repository, must_have_gpu=options.gpu == "required")
+        must_have_gpu = options.gpu == "required"
+        require_target(options.repository, must_have_gpu=must_have_gpu)
         if options.check_only:
             return
         if excess := describe_excess(options.repository):
@@ -96,22 +95,12 @@ def main() -> None:
             drain_timeout_s=options.drain_s,
             public_key=options.require_signature,
             triton_options=options.triton_option,
-            on_ready=require_on_gpu if needs_gpu else lambda _: None,
+            must_have_gpu=must_have_gpu,
             shows_whole_log=True,
         )
     except UserError as error:
         sys.exit(f"error: {error}")
     sys.exit(status)
-
-
-def require_on_gpu(server: Server) -> None:
-    """Raise UserError where Triton has put a model elsewhere, which it does without an error."""
-    if elsewhere := find_off_gpu(server.http_contact, server.ports.http):
-        places = ", ".join(f"{model} is {kind}" for model, kind in elsewhere.items())
-        raise UserError(
-            f"the models belong on a GPU, and Triton has loaded them elsewhere: {places}. From its log:\n"
-            f"{server.explain_missing_gpu()}"
-        )
 
 
 def require_free_options(options: Sequence[str]) -> None:

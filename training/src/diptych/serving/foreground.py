@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from diptych.errors import UserError
 from diptych.serving.address import LOCALHOST
 from diptych.serving.admin_key import AdminKey
 from diptych.serving.drain import DRAIN_TIMEOUT_S, drain
+from diptych.serving.gpu import find_off_gpu
+from diptych.serving.hardware import belongs_on_gpu
 from diptych.serving.leftovers import reap_orphans
 from diptych.serving.log_follower import MAX_LOG_BYTES, LogFollower
 from diptych.serving.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
@@ -45,7 +47,7 @@ class Conduct:
     silence_s: float
     drain_timeout_s: float
     public_key: Path | None
-    on_ready: Callable[[Server], None]
+    must_have_gpu: bool
     shows_whole_log: bool
 
 
@@ -76,7 +78,7 @@ def serve(
     drain_timeout_s: float = DRAIN_TIMEOUT_S,
     public_key: Path | None = None,
     triton_options: Sequence[str] = (),
-    on_ready: Callable[[Server], None] = lambda _: None,
+    must_have_gpu: bool = False,
     shows_whole_log: bool = False,
 ) -> int:
     """Start, print the addresses, stay; start again what died or hangs.
@@ -86,7 +88,7 @@ def serve(
     drain_timeout_s  that requests in flight are given when a signal asks to stop
     public_key       of the signature that manifests must bear; None: checksums are enough
     triton_options   more of tritonserver's
-    on_ready         looks at a server that has just answered; raises UserError where it must not serve
+    must_have_gpu    end a server whose models are not on a GPU, whatever the repository was exported for
     shows_whole_log  on stdout, from its start; else warnings and errors on stderr, once it is ready
     returns          the status to exit with
     raises           UserError where the first start fails
@@ -109,7 +111,7 @@ def serve(
         silence_s=silence_s,
         drain_timeout_s=drain_timeout_s,
         public_key=public_key,
-        on_ready=on_ready,
+        must_have_gpu=must_have_gpu,
         shows_whole_log=shows_whole_log,
     )
     restarts = restarts or Restarts()
@@ -141,7 +143,8 @@ def _run(server: Server, conduct: Conduct) -> int | Fault:
         try:
             say("Starting tritonserver and loading the models ...")
             server.wait_until_ready(READY_TIMEOUT_S)
-            conduct.on_ready(server)
+            if conduct.must_have_gpu or belongs_on_gpu(server.repository):
+                _require_on_gpu(server)
             _print_addresses(server)
             with contextlib.nullcontext() if conduct.shows_whole_log else _warnings(server):
                 return _stay(server, conduct.silence_s)
@@ -149,6 +152,16 @@ def _run(server: Server, conduct: Conduct) -> int | Fault:
             if server.is_ready:
                 return _end(server, conduct.drain_timeout_s)
             raise
+
+
+def _require_on_gpu(server: Server) -> None:
+    """Raise UserError where Triton has put a model elsewhere, which it does without an error."""
+    if elsewhere := find_off_gpu(server.http_contact, server.ports.http):
+        places = ", ".join(f"{model} is {kind}" for model, kind in elsewhere.items())
+        raise UserError(
+            f"the models belong on a GPU, and Triton has loaded them elsewhere: {places}. From its log:\n"
+            f"{server.explain_missing_gpu()}"
+        )
 
 
 def _run_again(server: Server, conduct: Conduct) -> int | Fault:

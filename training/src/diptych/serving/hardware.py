@@ -35,11 +35,19 @@ def num_cores() -> int:
     return cores if limit == "max" else max(1, min(cores, math.ceil(int(limit) / int(period))))
 
 
+def belongs_on_gpu(repository: Path) -> bool:
+    """Whether it was exported for GPUs."""
+    return _manifest(repository).get("target") == "gpu"
+
+
 def require_hardware(repository: Path) -> None:
-    """Refuse a repository whose 16-bit graphs this machine would emulate, many times slower than fp32.
+    """Refuse a repository for a GPU that is not here, or whose 16-bit graphs this machine would emulate, many
+    times slower than fp32.
 
     A tritonserver that is started without this command loads them all the same: right answers, late.
     """
+    if belongs_on_gpu(repository):
+        _require_gpu(f"{repository}: was exported for GPUs")
     for encoder, numbers in _manifest(repository).get("precision", {}).items():
         if numbers == "bf16" and not has_bf16_instructions() and not has_gpu():
             _refuse(repository, encoder, "bf16, and this machine's CPU has no bf16 instructions")
@@ -50,29 +58,31 @@ def require_hardware(repository: Path) -> None:
                 _refuse(repository, encoder, f"fp16, and this machine has no NVIDIA GPU to use: {error}")
 
 
-def require_target(repository: Path, *, must_have_gpu: bool) -> bool:
+def require_target(repository: Path, *, must_have_gpu: bool) -> None:
     """Refuse a repository that was exported for the other kind of device. Raises UserError.
 
-    One for CPUs has an image encoder for each core, each of which a GPU would get, and batches of four.
+    One for CPUs has an image encoder for each core, each of which a GPU would get, and batches of four. On a
+    developer's own machine that is a matter of speed; a container has the device that somebody chose for it.
     must_have_gpu  also where the repository does not say what it was exported for
-    returns        whether the models belong on a GPU
     """
-    target = _manifest(repository).get("target")
-    if target == "cpu" and (must_have_gpu or has_gpu()):
+    is_for_cpus = _manifest(repository).get("target") == "cpu"
+    if is_for_cpus and (must_have_gpu or has_gpu()):
         cause = "--gpu required was given" if must_have_gpu else "there is a GPU here"
         raise UserError(
             f"{repository}: was exported for CPUs, and {cause}. Export for GPUs into a new directory: "
             "diptych export RUN --target gpu --to DIRECTORY. Or serve on the CPU: start the container "
             "without a GPU and without --gpu required."
         )
-    if target != "gpu" and not must_have_gpu:
-        return False
+    if must_have_gpu:
+        _require_gpu("--gpu required")
+    require_hardware(repository)
+
+
+def _require_gpu(cause: str) -> None:
     try:
         find_gpus()
     except NoGpu as error:
-        cause = "--gpu required" if must_have_gpu else f"{repository}: was exported for GPUs"
         raise UserError(f"{cause}, and there is none to use: {error}") from None
-    return True
 
 
 def describe_excess(repository: Path) -> str | None:
