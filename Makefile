@@ -107,12 +107,13 @@ $(KUBERNETES_TOOLS)/.complete: $(KUBERNETES_LINT)/requirements.txt
 	$(KUBERNETES_TOOLS)/bin/pip install --disable-pip-version-check --quiet --no-deps kserve==0.21.0
 	@touch $@
 
-kubernetes-rules: $(SETUP) ## docker/prometheus/rules once more, as the Prometheus operator wants them
+kubernetes-rules: $(SETUP) ## rules, dashboard and proxy of docker/ once more, as objects for docker/kubernetes
 	@$(BIN)/python docker/kubernetes/components/monitoring/generate.py
+	@$(BIN)/python docker/kubernetes/components/proxy/generate.py
 
 lint-kubernetes: $(KUBERNETES_TOOLS)/.complete ## policies and custom resources of docker/kubernetes; the schemas are in `make test`
 	@mkdir -p build/kubernetes/rendered
-	@for overlay in docker/kubernetes/overlays/* $(KUBERNETES_LINT)/everything; do \
+	@for overlay in docker/kubernetes/overlays/* $(KUBERNETES_LINT)/everything $(KUBERNETES_LINT)/proxied; do \
 		kubectl kustomize $$overlay > build/kubernetes/rendered/$$(basename $$overlay).yaml; \
 	done
 	@$(KUBERNETES_TOOLS)/bin/python $(KUBERNETES_LINT)/custom_resources.py build/kubernetes/rendered/*.yaml

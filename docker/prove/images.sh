@@ -137,7 +137,7 @@ check_reproducible() {
     [ "$first" = "$second" ] || fail "two builds of the same files have other layers"
 }
 
-install_tools podman buildah runc mmdebstrap
+install_tools podman buildah runc netavark mmdebstrap
 build_images
 say "Start, as compose.yaml does: no rights, a read-only root, no capabilities, seccomp, 4 GiB"
 start_server

@@ -21,7 +21,7 @@ diptych() {
 clean_up() { rm -rf "$work"; }
 trap clean_up EXIT
 
-install_tools podman buildah runc mmdebstrap
+install_tools podman buildah runc netavark mmdebstrap
 make_debian
 say "docker/training.Dockerfile on it"
 build --build-arg "PYTHON_IMAGE=$debian" --tag "$image" --file docker/training.Dockerfile .

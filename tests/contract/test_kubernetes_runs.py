@@ -147,8 +147,12 @@ def test_without_traffic_the_autoscaler_sees_zero_and_without_the_series_nothing
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_operators_rules_are_those_of_docker_prometheus():
+def test_the_rules_and_the_dashboard_are_those_of_docker():
     monitoring = KUBERNETES / "components/monitoring"
     generate = runpy.run_path(str(monitoring / "generate.py"))
     held = yaml.safe_load((monitoring / "prometheus-rule.yaml").read_text())
     assert held == generate["prometheus_rule"](), "docker/prometheus/rules has changed: make kubernetes-rules"
+    dashboard = monitoring / "diptych.json"
+    assert dashboard.read_bytes() == generate["DASHBOARD"].read_bytes(), "make kubernetes-rules"
+    found = the(render_overlay("cpu"), "ConfigMap", "diptych-dashboard")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"

@@ -1,11 +1,13 @@
-"""Writes prometheus-rule.yaml, which is docker/prometheus/rules as the Prometheus operator wants it.
+"""Writes prometheus-rule.yaml, which is docker/prometheus/rules as the Prometheus operator wants it, and
+diptych.json, which is the dashboard of docker/grafana as it is.
 
-Kustomize cannot lift a file's content into an object, and rules kept twice by hand would soon differ.
-`make kubernetes-rules` runs this; tests/contract/test_kubernetes.py knows when it was forgotten.
+Kustomize reads no file outside of its directory, and what is kept twice by hand would soon differ.
+`make kubernetes-rules` runs this; tests/contract/test_kubernetes_runs.py knows when it was forgotten.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import yaml
@@ -13,6 +15,8 @@ import yaml
 HERE = Path(__file__).parent
 RULES = HERE.parents[2] / "prometheus/rules"
 RENDERED = HERE / "prometheus-rule.yaml"
+DASHBOARD = HERE.parents[2] / "grafana/dashboards/diptych.json"
+RENDERED_DASHBOARD = HERE / DASHBOARD.name
 HEADER = "# Made of docker/prometheus/rules by `make kubernetes-rules`. Change it there.\n"
 
 
@@ -32,3 +36,4 @@ def prometheus_rule() -> dict[str, object]:
 if __name__ == "__main__":
     text = yaml.safe_dump(prometheus_rule(), sort_keys=False, allow_unicode=True, width=10**9)
     RENDERED.write_text(HEADER + text, "utf-8")
+    shutil.copyfile(DASHBOARD, RENDERED_DASHBOARD)
