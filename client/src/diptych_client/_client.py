@@ -400,7 +400,7 @@ class Client(BaseClient[Transport]):
         self._alone = threading.Lock()
 
     def _encode(self, image: ImageInput, text: str | None, deadline: Deadline) -> tuple[bytes, bytes]:
-        # A few bytes need no disk, no network and little work: a thread would cost more than the look at them.
+        # A few bytes need no disk, no network and little work: a thread would cost more than they do.
         is_quick = isinstance(image, (bytes, bytearray)) and len(image) <= QUICK_BYTES
         if image is None or (is_quick and self._rules.shrink_to_px is None):
             return encode_item(image, text, self._rules)
