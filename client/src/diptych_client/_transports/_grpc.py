@@ -13,11 +13,11 @@ from typing import Any
 import grpc  # type: ignore[import-untyped,unused-ignore]
 from tritonclient.grpc import service_pb2_grpc
 
+import diptych_client._transports._grpc_wire as wires
 from diptych_client._answer import Reply, Request, ServerInfo
 from diptych_client._errors import ConnectionFailed
 from diptych_client._servers import CONNECT_TIMEOUT_S, Address
 from diptych_client._tls import Tls
-from diptych_client._transports import _grpc_wire as wires
 from diptych_client._transports._base import Attempt
 
 # Channels of a parent process, in its forked child: gRPC's own end of a channel may hang there.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -14,15 +15,14 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import diptych_client._transports._http_wire as wires
 from diptych_client._answer import Reply, Request, ServerInfo
 from diptych_client._errors import DiptychError
 from diptych_client._servers import Address
 from diptych_client._tls import Tls
-from diptych_client._transports import _http_wire as wires
 from diptych_client._transports._base import Attempt
 from diptych_client._transports._http_wire import HttpRequest, HttpResponse
 from diptych_client._transports._pool import Pool
-from diptych_client._transports._sockets import wait_for
 
 T = TypeVar("T")
 
@@ -240,6 +240,17 @@ class _Connection:
             with contextlib.suppress(*_NOT_NOW):
                 rest = rest[self._socket.send(rest[:SEND_BYTES]) :]
         return None
+
+
+def wait_for(connected: socket.socket, timeout_s: float, *, to_write: bool = False) -> bool:
+    """Wait for something to read, or also for room to write. Returns whether there is something to read, be
+    it the end of the stream; False too where time runs out."""
+    if not hasattr(select, "poll"):  # Windows
+        written = [connected] if to_write else []
+        return bool(select.select([connected], written, [], timeout_s)[0])
+    poll = select.poll()  # unlike select, for descriptors above 1,023 too
+    poll.register(connected, select.POLLIN | (select.POLLOUT if to_write else 0))
+    return any(event & ~select.POLLOUT for _, event in poll.poll(1000 * timeout_s))
 
 
 # What a socket says that does not wait. TLS may have to read before it can write, and the other way round.

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import diptych_client._transports._http_wire as wires
 from diptych_client._answer import Reply, Request, ServerInfo
 from diptych_client._errors import DiptychError
 from diptych_client._servers import Address
 from diptych_client._tls import Tls
-from diptych_client._transports import _http_wire as wires
 from diptych_client._transports._base import Attempt
+from diptych_client._transports._http import wait_for
 from diptych_client._transports._http_wire import HttpRequest, HttpResponse
 from diptych_client._transports._pool import Pool
-from diptych_client._transports._sockets import wait_for
 from diptych_client._transports._threaded import within
 
 T = TypeVar("T")
