@@ -45,7 +45,7 @@ from diptych_client._exchange import (
     Together,
 )
 from diptych_client._headers import GivenHeaders, Headers, checked_headers
-from diptych_client._inputs import Fetch, ImageInput, InputRules, Limits, encode_item
+from diptych_client._inputs import Fetch, ImageInput, InputRules, Limits, encode_item, is_at_hand
 from diptych_client._retries import Deadline, Retries, is_number
 from diptych_client._servers import LOCAL, Address, Resolver, parse_urls
 from diptych_client._tls import Tls
@@ -61,9 +61,6 @@ from diptych_client._transports import (
 DEFAULT_TIMEOUT_S = 5.0
 # A server loads its models in seconds to minutes.
 READY_TIMEOUT_S = 120.0
-
-# Larger images are looked at, and converted where need be, in a thread that the deadline can leave behind.
-QUICK_BYTES = 256 * 1024
 
 # Triton logs it, and it goes into HTTP and gRPC as it is.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -400,9 +397,7 @@ class Client(BaseClient[Transport]):
         self._alone = threading.Lock()
 
     def _encode(self, image: ImageInput, text: str | None, deadline: Deadline) -> tuple[bytes, bytes]:
-        # A few bytes need no disk, no network and little work: a thread would cost more than they do.
-        is_quick = isinstance(image, (bytes, bytearray)) and len(image) <= QUICK_BYTES
-        if image is None or (is_quick and self._rules.shrink_to_px is None):
+        if is_at_hand(image, self._rules):
             return encode_item(image, text, self._rules)
         encoding = self._in_thread(lambda: encode_item(image, text, self._rules))
         return _result(encoding, deadline)
@@ -482,7 +477,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         headers: Mapping[str, str] | None = None,
         request_id: str | None = None,
     ) -> Answer:
-        """As `Client.classify`. Files are read and images encoded in a thread."""
+        """As `Client.classify`. Files are read and images converted in a thread."""
         deadline = self._start(timeout_s)
         score = self._score_of(min_score)
         own, name = checked_headers(headers), _checked_request_id(request_id)
@@ -580,7 +575,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
                     await self._transports.pop(address).close()
 
     async def _encode(self, image: ImageInput, text: str | None, deadline: Deadline) -> tuple[bytes, bytes]:
-        if image is None:
+        if is_at_hand(image, self._rules):
             return encode_item(image, text, self._rules)
         return await _async_result(self._in_thread(lambda: encode_item(image, text, self._rules)), deadline)
 
