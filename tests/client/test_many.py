@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+import diptych_client
 from diptych_client import Answer, AsyncClient, Client, InvalidInput, Item, Outcome, Overloaded
 from diptych_client.testing import FakeRequest, FakeServer
 
@@ -201,6 +202,14 @@ def test_the_types_of_all_public_methods_can_be_read(kind: type):
             typing.get_type_hints(method)
     typing.get_type_hints(kind.__init__)
     assert typing.get_type_hints(Client.classify)["return"] is Answer
+
+
+def test_the_types_of_all_exported_records_can_be_read():
+    for name in diptych_client.__all__:
+        exported = getattr(diptych_client, name)
+        if isinstance(exported, type):
+            typing.get_type_hints(exported)
+            typing.get_type_hints(exported.__init__)
     assert set(typing.get_type_hints(Item)) == {"image", "text"}
 
 

@@ -13,10 +13,12 @@ import pytest
 from fake_triton import Failure, FakeTriton
 
 from diptych_client import (
+    Client,
     ConnectionFailed,
     DiptychError,
     InvalidInput,
     ModelNotReady,
+    NotAllowed,
     Overloaded,
     ServerFault,
     score_table,
@@ -45,6 +47,7 @@ NOT_A_ROWS_OWN = [
     ServerFault("stub died"),
     InvalidInput("unexpected inference input 'text'"),  # a request that no version of this server takes
     InvalidInput("headers: found a value", field="headers"),
+    NotAllowed("the token has expired"),
 ]
 
 
@@ -76,6 +79,19 @@ def test_a_failure_of_one_row_is_listed_and_the_others_are_scored(tmp_path: Path
         summary = score_table(client, table, out)
     assert (summary.num_scored, summary.num_failed) == (2, 1)
     assert [(error["row"], error["field"]) for error in errors_of(out)] == [("2", "image")]
+
+
+@pytest.mark.parametrize("wire", ["http", "grpc"])
+def test_an_item_that_is_too_large_for_a_proxy_is_its_rows_own_failure(
+    triton: FakeTriton, wire: str, tmp_path: Path
+):
+    table, out = write_table(tmp_path, ["apple", "pear"]), tmp_path / "scores.parquet"
+    too_large = Failure("RESOURCE_EXHAUSTED", 413, "Received message larger than max (9 vs. 4)")
+    triton.failures = [None, too_large]  # the labels, the first row
+    with Client(triton.urls[wire]) as client:
+        summary = score_table(client, table, out, concurrency=1)
+    assert (summary.num_scored, summary.num_failed) == (1, 1)
+    assert errors_of(out)[0]["field"] == "image and text"
 
 
 def test_a_missing_file_is_its_rows_own_failure_and_a_disk_that_fails_is_not(tmp_path: Path):
@@ -142,6 +158,8 @@ def test_what_a_checkpoint_renames_is_on_the_disk_first(tmp_path: Path, monkeypa
     [
         (Failure("UNAVAILABLE", 503, "Server is stopping, scheduler for model has stopped"), 6),
         (Failure("INTERNAL", 500, "stub process died"), 1),
+        (Failure("UNAUTHENTICATED", 401, "the token has expired"), 7),
+        (Failure("PERMISSION_DENIED", 403, "not for this tenant"), 7),
         (Failure("INVALID_ARGUMENT", 400, "unexpected inference input 'text' for model 'classifier'"), 2),
     ],
 )

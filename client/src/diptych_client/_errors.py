@@ -149,6 +149,9 @@ _ERROR_OF_CODE: dict[str, type[DiptychError]] = {
 # Waited in Triton's queue for longer than allowed: by the caller's deadline, or by the server's own limit.
 QUEUE_TIMEOUT = "Request timeout expired"
 
+# gRPC's limit of a message's size.
+_TOO_LARGE = "message larger than max"
+
 # The code alone does not tell these apart (24.10 says UNAVAILABLE for the first six): the words do.
 _ERROR_OF_WORDS: tuple[tuple[str, type[DiptychError]], ...] = (
     ("Exceeds maximum queue size", Overloaded),
@@ -158,7 +161,7 @@ _ERROR_OF_WORDS: tuple[tuple[str, type[DiptychError]], ...] = (
     ("stopped accepting new inference requests", ModelNotReady),
     ("Server is stopping", ModelNotReady),
     ("is restricted, expecting header", NotAllowed),  # an API that is closed to those without its key
-    ("message larger than max", InvalidInput),  # gRPC's size limit, which says RESOURCE_EXHAUSTED
+    (_TOO_LARGE, InvalidInput),  # which says RESOURCE_EXHAUSTED
 )
 
 # Triton's INVALID_ARGUMENT that no item causes: a model that is not ours, or an export from long ago.
@@ -211,7 +214,7 @@ def _error(
 ) -> DiptychError:
     if is_of_another_request(message, request_id):
         return wrong_answer(_REQUEST_ID.match(message)[1], request_id)  # type: ignore[index]
-    error = _typed_error(code, _PREFIXES.sub("", message), request_id)
+    error = _typed_error(status, code, _PREFIXES.sub("", message), request_id)
     error.status = status
     with contextlib.suppress(ValueError):  # HTTP allows a date too; then we choose the pause ourselves
         seconds = float(retry_after or "")
@@ -220,7 +223,7 @@ def _error(
     return error
 
 
-def _typed_error(code: str, message: str, request_id: str | None) -> DiptychError:
+def _typed_error(status: str, code: str, message: str, request_id: str | None) -> DiptychError:
     kind = _ERROR_OF_CODE.get(code, ServerFault)
     if kind is InvalidInput and _NOT_OUR_MODEL in message:
         return ServerFault(
@@ -230,4 +233,6 @@ def _typed_error(code: str, message: str, request_id: str | None) -> DiptychErro
         kind = next((by_words for words, by_words in _ERROR_OF_WORDS if words in message), kind)
     if kind is InvalidInput and (item := _FIELD.match(message)):
         return InvalidInput(message, request_id, item[1], item[2])
+    if kind is InvalidInput and (status == "413" or _TOO_LARGE in message):
+        return InvalidInput(message, request_id, "image and text")  # a smaller item may pass
     return kind(message, request_id)

@@ -61,7 +61,7 @@ class Limits:
     max_jpeg_coefficients     of a progressive JPEG: a decoder holds all of them
     max_jpeg_scanned_samples  of a progressive JPEG, summed over its scans
     max_converted_pixels      of a file that the server does not take and that is converted here. Decoding
-                              takes up to 50 ms and 16 MB for each megapixel. 0: no file is converted.
+                              takes about 45 ms and up to 18 MB for each megapixel. 0: no file is converted.
     """
 
     max_image_bytes: int = 20 * 2**20

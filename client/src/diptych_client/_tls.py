@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import grpc  # type: ignore[import-untyped,unused-ignore]
 
-    PemFile = str | os.PathLike[str]
+PemFile = str | os.PathLike[str]
 
 
 @dataclasses.dataclass(frozen=True)
