@@ -11,8 +11,9 @@ from diptych.data.location import Location
 class DataConfig:
     """Tables with image_path (in Parquet also image, its bytes), description and category.
 
-    train_csv, val_csv, test_csv: CSV, also in gzip, or Parquet by its ending .parquet; a local path, or any URL
-    that fsspec has a filesystem for, such as s3://bucket/train.parquet. docs/inputs.md says what they may hold.
+    train_csv, val_csv, test_csv: CSV, also in gzip, or Parquet by its ending .parquet; a local path, or any
+    URL that fsspec has a filesystem for, such as s3://bucket/train.parquet. docs/inputs.md says what they may
+    hold.
 
     labels: the categories, in the order of the model's outputs; None: those of train_csv, sorted.
 
