@@ -55,15 +55,8 @@ def run(word: str, place: tuple[Path, dict[str, str]]) -> str:
         command = ["node", "classify.mjs"]
     else:
         command = ["bash", "-eu", "-c", code]
-    done = subprocess.run(
-        command,
-        cwd=directory,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    options = {"cwd": directory, "env": environment, "timeout": TIMEOUT_S}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -73,15 +66,8 @@ def labels_of(found: list[str]) -> set[str]:
 
 
 def test_every_example_is_run_by_a_test():
-    words = {
-        "ls photo.jpg",
-        "order-17",
-        "request.bin",
-        "writeUInt32LE",
-        "FileDescriptorSet",
-        "grpcurl",
-        "body=",
-    }
+    words = {"ls photo.jpg", "order-17", "request.bin", "writeUInt32LE", "FileDescriptorSet"}
+    words |= {"grpcurl -", "body="}
     assert len(EXAMPLES) == len(words)
     assert {example(word) for word in words} == set(EXAMPLES)
 
@@ -113,7 +99,7 @@ def test_grpcurl_sends_the_same_image(place, server):
     directory, environment = place
     of_curl = json.loads(run("request.bin", place))["outputs"][0]["data"]
     run("FileDescriptorSet", place)
-    _, code = example("grpcurl")
+    _, code = example("grpcurl -")
     message = subprocess.run(
         ["bash", "-eu", "-c", "cat <<JSON" + code.partition("<<JSON")[2]],
         cwd=directory,
@@ -127,8 +113,8 @@ def test_grpcurl_sends_the_same_image(place, server):
         answer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=TIMEOUT_S)
     answers = [answer.raw_output_contents[0]]
     if shutil.which("grpcurl"):
-        said = json.loads(run("grpcurl", place))
-        answers.append(base64.b64decode(said["rawOutputContents"][0]))
+        said = json.loads(run("grpcurl -", place))
+        answers.append(base64.b64decode(said["raw_output_contents"][0]))
     for raw in answers:
         assert elements(raw) == of_curl
 
@@ -143,10 +129,13 @@ def elements(raw: bytes) -> list[str]:
 
 
 def ask(server: Server, method: str, body: object, **headers: str) -> tuple[int, dict[str, str], str]:
+    return send(server, method, json.dumps(body).encode(), **headers)
+
+
+def send(server: Server, method: str, body: bytes, **headers: str) -> tuple[int, dict[str, str], str]:
     connection = http.client.HTTPConnection(server.http_contact, server.ports.http, timeout=TIMEOUT_S)
     try:
-        text = json.dumps(body)
-        connection.request(method, "/v2/models/classifier/infer", text, headers)
+        connection.request(method, "/v2/models/classifier/infer", body, headers)
         response = connection.getresponse()
         return response.status, dict(response.getheaders()), response.read().decode()
     finally:
@@ -177,9 +166,13 @@ def test_a_browser_may_not_call_from_another_origin(server):
 
 def test_without_the_header_that_says_where_the_bytes_begin_the_request_is_wrong(place, server):
     run("request.bin", place)
-    connection = http.client.HTTPConnection(server.http_contact, server.ports.http, timeout=TIMEOUT_S)
-    connection.request("POST", "/v2/models/classifier/infer", (place[0] / "request.bin").read_bytes())
-    response = connection.getresponse()
-    assert response.status == 400
-    assert "JSON" in json.loads(response.read())["error"]
-    connection.close()
+    status, _, body = send(server, "POST", (place[0] / "request.bin").read_bytes())
+    assert status == 500
+    assert "failed to parse the request JSON buffer" in json.loads(body)["error"]
+
+
+def test_base64_in_json_is_refused_as_base64(place, server):
+    image = base64.b64encode((place[0] / "photo.jpg").read_bytes()).decode()
+    status, _, body = ask(server, "POST", item(image, "a red shoe"))
+    assert status == 400
+    assert f"image: found {len(image):,} bytes of base64 text of a JPEG file" in json.loads(body)["error"]

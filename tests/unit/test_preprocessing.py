@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -155,6 +156,25 @@ def test_a_picture_that_cannot_be_used_is_refused(
 ) -> None:
     with pytest.raises(InvalidInput, match=message):
         row(preprocessor, image, TEXT)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WebP", "GIF", "BMP"])
+def test_base64_text_is_refused_as_what_it_is(preprocessor: Preprocessor, format: str) -> None:
+    file = encode(Image.new("RGB", (64, 64)), format)
+    for text in (
+        base64.b64encode(file),
+        base64.encodebytes(file),
+        base64.urlsafe_b64encode(file).rstrip(b"="),
+        b"data:image/any;base64," + base64.b64encode(file),
+    ):
+        found = f"image: found {len(text):,} bytes of base64 text of a {format} file; accepted: a whole JPEG"
+        with pytest.raises(InvalidInput, match=found):
+            row(preprocessor, text, TEXT)
+
+
+def test_base64_text_of_something_else_is_no_known_format(preprocessor: Preprocessor) -> None:
+    with pytest.raises(InvalidInput, match="image: found 44 bytes in no known format"):
+        row(preprocessor, base64.b64encode(b"some words that are no image at all"[:32]), TEXT)
 
 
 def test_text_is_padded_to_one_length_with_a_mask(preprocessor: Preprocessor) -> None:

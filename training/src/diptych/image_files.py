@@ -7,6 +7,7 @@ file runs inside the server. It may import Pillow and nothing else, and knows no
 
 from __future__ import annotations
 
+import binascii
 import dataclasses
 import io
 import operator
@@ -79,9 +80,23 @@ class BareFile:
     scanned_samples_per_pixel: float = 1
 
 
+# The first letters of a file in base64, at least as many as a signature needs.
+BASE64 = re.compile(rb"\s*(?:data:[\w/+.-]*;base64,)?([A-Za-z0-9+/_\s-]{24,})")
+FROM_URL_ALPHABET = bytes.maketrans(b"-_", b"+/")
+
+
 def format_of(data: bytes) -> str | None:
     """A key of SIGNATURES, by the first bytes."""
     return next((name for name, signature in SIGNATURES.items() if signature.match(data)), None)
+
+
+def base64_format_of(data: bytes) -> str | None:
+    """The format of the file whose base64 text or data: URL this is, by its first letters."""
+    match = BASE64.match(data[:256])
+    if match is None:
+        return None
+    letters = b"".join(match[1].split()).translate(FROM_URL_ALPHABET)
+    return format_of(binascii.a2b_base64(letters[: len(letters) // 4 * 4]))
 
 
 def strip_metadata(data: bytes) -> BareFile:

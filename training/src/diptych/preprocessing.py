@@ -23,6 +23,7 @@ from .image_files import (
     SIGNATURES,
     BareFile,
     UnsupportedImage,
+    base64_format_of,
     format_of,
     load_image,
     open_image,
@@ -334,7 +335,9 @@ def _fit(data: bytes, spec: PreprocessingSpec, size_px: int) -> tuple[Image.Imag
         raise InvalidInput("image", f"{len(data):,} bytes", accepted, IMAGE_BYTES)
     format = format_of(data)
     if format is None:
-        found = f"{len(data):,} bytes in no known format"
+        inside = base64_format_of(data)
+        kind = f"of base64 text of a {inside} file" if inside else "in no known format"
+        found = f"{len(data):,} bytes {kind}"
         raise InvalidInput("image", found, spec.accepted_image, IMAGE_FORMAT)
     if not spec.max_pixels(format):
         raise InvalidInput("image", f"a file in {format}", spec.accepted_image, IMAGE_FORMAT)
