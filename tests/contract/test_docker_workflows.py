@@ -23,10 +23,6 @@ def steps(path: Path) -> list[dict]:
     return [step for job in jobs.values() for step in job["steps"]]
 
 
-def test_there_are_two():
-    assert [path.name for path in WORKFLOWS] == ["ci.yml", "gpu.yml"]
-
-
 @each_workflow
 def test_actionlint_has_nothing_to_say(path):
     command = [TOOLS / "actionlint", "-shellcheck", TOOLS / "shellcheck", path]
@@ -61,3 +57,70 @@ def test_the_gpu_job_comes_by_itself_and_only_where_a_runner_is_named():
     workflow = yaml.safe_load((ROOT / ".github/workflows/gpu.yml").read_text())
     assert workflow[True]["schedule"]  # YAML 1.1 reads `on` as true
     assert all("vars.GPU_RUNNER" in job["if"] for job in workflow["jobs"].values())
+
+
+def release_jobs() -> dict[str, dict]:
+    return yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
+
+
+@pytest.mark.parametrize("job", ["distributions", "images"])
+def test_what_is_released_has_a_cyclonedx_list_of_parts_and_signed_provenance(job):
+    used = {
+        step["uses"].partition("@")[0]: step["with"]
+        for step in release_jobs()[job]["steps"]
+        if "uses" in step
+    }
+    made = used["anchore/sbom-action"]
+    assert made["format"] == "cyclonedx-json"
+    assert used["actions/attest-sbom"]["sbom-path"] == made["output-file"]
+    assert "actions/attest-build-provenance" in used
+    permissions = release_jobs()[job]["permissions"]
+    assert permissions["id-token"] == permissions["attestations"] == "write"
+
+
+def test_an_image_is_scanned_before_anybody_can_pull_it():
+    names = [
+        step.get("name", step.get("uses", "").partition("@")[0]) for step in release_jobs()["images"]["steps"]
+    ]
+    assert names.index("Build") < names.index("anchore/scan-action") < names.index("Push")
+
+
+def test_every_image_and_both_distributions_are_released():
+    jobs = release_jobs()
+    dockerfiles = {one["dockerfile"] for one in jobs["images"]["strategy"]["matrix"]["include"]}
+    assert dockerfiles == {"docker/Dockerfile", "docker/client.Dockerfile"}
+    built = {one["name"]: one["source"] for one in jobs["distributions"]["strategy"]["matrix"]["include"]}
+    for name, source in built.items():
+        project = (ROOT / source / "pyproject.toml").read_text()
+        assert re.search(rf'^name = "{name}"$', project, re.MULTILINE)
+    assert set(jobs["publish"]["strategy"]["matrix"]["name"]) == built.keys()
+
+
+def test_no_workflow_holds_a_secret_of_its_own():
+    for path in WORKFLOWS:
+        assert "secrets." not in path.read_text(), path.name
+
+
+def test_the_update_bot_looks_wherever_versions_are_pinned():
+    path = ROOT / ".github/dependabot.yml"
+    command = [TOOLS / "check-jsonschema", "--builtin-schema", "vendor.dependabot", path]
+    found = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+    updates = yaml.safe_load(path.read_text())["updates"]
+    watched = {
+        (update["package-ecosystem"], directory)
+        for update in updates
+        for directory in update.get("directories") or [update["directory"]]
+    }
+    command = [
+        "git",
+        "ls-files",
+        "*requirements*.txt",
+        "*constraints.txt",
+        "*pyproject.toml",
+        "*/requirements/*.txt",
+    ]
+    files = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout.split()
+    directories = {f"/{Path(file).parent}" for file in files if "/" in file}
+    assert {("pip", directory) for directory in directories} <= watched
+    assert {("docker", "/docker"), ("github-actions", "/")} <= watched
