@@ -205,7 +205,7 @@ def test_a_grpc_message_over_the_limit_is_refused(proxy: Proxy) -> None:
 
 
 def test_what_ends_tritonserver_does_not_reach_it(proxy: Proxy) -> None:
-    """JSON 3 million deep, and a million chunks of one byte (docs/abuse.md)."""
+    """JSON 3 million deep, and a million chunks of one byte (docs/security.md)."""
     deep = b'{"inputs":' + b"[" * 3_000_000
     for headers in ({}, {"Inference-Header-Content-Length": str(len(deep))}):
         assert post(proxy, deep, headers)[0] == 404
