@@ -174,7 +174,7 @@ def test_http_refuses_paths_that_lead_nowhere(server: Server, path: str) -> None
 def test_slow_and_endless_uploads_hinder_nobody(
     server: Server, good: tuple[Item, NDArray[np.float32]]
 ) -> None:
-    """tritonserver waits for a body as long as its sender likes; a proxy has to end that (docs/security.md)."""
+    """tritonserver waits for a body as long as its sender likes; a proxy ends that (docs/security.md)."""
     item, expected = good
     head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n{{"
     starts = [b"POST ", (head % 10**15).encode(), (head % 1000).encode(), b"GET / HTTP/1.1\r\nA: "]
