@@ -116,7 +116,7 @@ def plot_prediction(
     """One item beside the probability of every category, the most likely on top."""
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     item, bars = figure.subplots(1, 2, width_ratios=[1, 1.25])
-    draw_item(item, image, text, 3.7)
+    draw_item(item, image, text, 3.3)
     ranked = sorted(probabilities.items(), key=lambda pair: pair[1])[-MAX_BARS:]
     lines = 2 if len(ranked) <= MAX_BARS // 2 else 1
     names, values = (
