@@ -315,6 +315,16 @@ def test_a_server_of_another_repository_is_refused(repository: Path) -> None:
         activate(repository, NEW, server)
 
 
+def test_a_server_that_reads_other_configs_is_named_with_the_likely_reasons(
+    repository: Path, tmp_path: Path, before: dict[str, bytes]
+) -> None:
+    """Such as another user's `serve --tuning`, which serves a copy."""
+    server = FakeServer(shutil.copytree(repository, tmp_path / "copy"))
+    with pytest.raises(UserError, match=r"told to load version 2 of preprocess and did not: .* --tuning"):
+        activate(repository, NEW, server)
+    assert is_as_before(repository, before)
+
+
 def test_a_half_deleted_version_is_pruned_with_the_rest(repository: Path) -> None:
     activate(repository, NEW, FakeServer(repository))
     write_loaded(repository, [NEW])

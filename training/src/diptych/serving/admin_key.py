@@ -71,7 +71,7 @@ class AdminKey:
 
     @property
     def options(self) -> list[str]:
-        """tritonserver's. It takes flags alone, which whoever may list this machine's processes can read."""
+        """tritonserver's. It takes flags alone, which users who may list the processes here can read."""
         restriction = f"{','.join(CLOSED)}:{self.header}={self.value}"
         return [f"--grpc-restricted-protocol={restriction}", f"--http-restricted-api={restriction}"]
 

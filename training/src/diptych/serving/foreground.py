@@ -1,4 +1,4 @@
-"""Serves in the foreground, for the command line and for containers: until a signal comes, or hope is gone.
+"""Serves in the foreground, for the command line and for containers: until a signal or the last restart.
 
 Standard library only: this is what runs in an image without the rest of Diptych's dependencies.
 """
@@ -174,7 +174,7 @@ def _run_again(server: Server, conduct: Conduct) -> int | Fault:
 
 
 def _stay(server: Server, silence_s: float) -> Fault:
-    """Until it ends by itself or is not well."""
+    """Until it ends by itself or has a fault."""
     began_s = time.monotonic()
     vitals = Vitals(
         server.process.pid,
@@ -231,7 +231,7 @@ def _end(server: Server, drain_timeout_s: float) -> int:
 
 def _last_words(restarts: Restarts) -> str:
     if restarts.max_in_a_row == 0:
-        return "Not restarting here: that is for whoever runs this process."
+        return "Not restarting here: what runs this process does that."
     return (
         f"Giving up: {restarts.max_in_a_row} restarts in a row did not help. The lines above say what is "
         f"wrong; the repository, the memory and the disk are what most often is."

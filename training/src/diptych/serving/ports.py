@@ -49,12 +49,12 @@ def _bind(listener: socket.socket, address: Address, port: int, field: str) -> N
         if error.errno != errno.EADDRINUSE:
             raise UserError(f"--host {address}: {error.strerror}") from None
         raise UserError(
-            f"--{field}-port {port}: taken{_by_whom(port)}. "
+            f"--{field}-port {port}: taken{_by_which_process(port)}. "
             "Stop that process, or choose another port (0: any free one)."
         ) from None
 
 
-def _by_whom(port: int) -> str:
+def _by_which_process(port: int) -> str:
     """Command and id of the process that listens on a port, where this user may see it."""
     inodes = set()
     for table in ("tcp", "tcp6"):

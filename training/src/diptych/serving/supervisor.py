@@ -51,7 +51,7 @@ class Watch:
 class Restarts:
     """How often in a row, and after which pauses.
 
-    max_in_a_row     restarts without a healthy period between them; 0: none, for containers, where whoever
+    max_in_a_row     restarts without a healthy period between them; 0: none, for containers, where what
                      runs the container restarts it, keeps count and can move it to another machine
     healthy_after_s  a server that was well for so long is a new beginning
     """

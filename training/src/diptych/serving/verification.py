@@ -1,8 +1,8 @@
 """Proves that what is about to be loaded is what was exported. TorchScript and model.py are code: a file that
 no manifest lists, or not as it is, is not run.
 
-Configs are not covered: releases and settings change them. Whoever may write them decides what Triton loads,
-so they belong to whoever serves.
+Configs are not covered: releases and settings change them. A user who may write them decides what Triton
+loads, so they belong to the user who serves.
 """
 
 from __future__ import annotations
