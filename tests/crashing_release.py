@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from diptych.errors import UserError
 from diptych.release.activation import activate
 from diptych.release.repository import ENSEMBLE, STEPS, loaded_by_step, serving_version
+from diptych.release.undo import Unreachable
 from diptych.serving.signals import Stopped, signals_raise_stopped
 
 DONE, REFUSED, STOPPED = 0, 3, 4
@@ -85,19 +86,21 @@ class FakeServer:
     def _call(self) -> None:
         self.on_call()
         if self.is_dead:
-            raise UserError(f"{self.url}: failed to connect to all addresses")
+            raise Unreachable(f"{self.url}: failed to connect to all addresses")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Crash:
     """What happens, at which step: a signal to the command's process, or the server's death (None).
 
-    then_killed_at  the step at which the command is killed as well
+    then_at      the step at which the command is sent one more
+    then_signum  which one
     """
 
     at: int
     signum: int | None
-    then_killed_at: int | None = None
+    then_at: int | None = None
+    then_signum: int = signal.SIGKILL
 
 
 def run(repository: Path, version: int, crash: Crash) -> None:
@@ -110,11 +113,16 @@ def run(repository: Path, version: int, crash: Crash) -> None:
         else:
             os.kill(os.getpid(), crash.signum)
 
-    server.on_call = Steps(repository, crash.at, act).pass_one
-    if crash.then_killed_at:
-        Steps(repository, crash.then_killed_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    first = Steps(repository, crash.at, act)
+    then = Steps(repository, crash.then_at or 0, lambda: os.kill(os.getpid(), crash.then_signum))
+
+    def on_call() -> None:
+        first.pass_one()
+        then.pass_one()
+
+    server.on_call = on_call
     try:
-        with signals_raise_stopped():
+        with signals_raise_stopped(second_kills=True):  # as the command line does
             activate(repository, version, server)
     except Stopped:
         os._exit(STOPPED)

@@ -17,10 +17,10 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 @pytest.fixture
 def container(tmp_path):
-    """The wheel's files in the places where NVIDIA's container has them."""
+    """The wheel's files in the places where NVIDIA's container has them, without a LibTorch backend."""
     wheel = find_installation()
     root = tmp_path / "opt/tritonserver"
-    shutil.copytree(wheel.backends, root / "backends")
+    shutil.copytree(wheel.backends, root / "backends", ignore=shutil.ignore_patterns("pytorch"))
     shutil.copy2(wheel.stub, root / "backends/python")
     (root / "bin").mkdir()
     shutil.copy2(wheel.binary, root / "bin")

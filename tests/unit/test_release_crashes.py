@@ -69,7 +69,7 @@ def repository(source: Path, tmp_path: Path) -> Path:
 
 def crashed(source: Path, directory: Path, crash: Crash) -> tuple[Path, int]:
     """A copy over which `activate` has been interrupted, and the process's exit code, -9 for SIGKILL."""
-    repository = shutil.copytree(source, directory / f"{crash.at}-{crash.then_killed_at}")
+    repository = shutil.copytree(source, directory / f"{crash.at}-{crash.then_at}")
     process = PROCESSES.Process(target=run, args=(repository, NEW, crash))
     process.start()
     process.join()
@@ -140,8 +140,8 @@ def test_after_kill_9_of_both_the_next_start_serves_the_old_version(
 ) -> None:
     """The server dies while the steps load; the command dies at each step of the undoing."""
     killed = 0
-    for then_at in range(16, MAX_STEPS):
-        repository, exitcode = crashed(source, tmp_path, Crash(at=14, signum=None, then_killed_at=then_at))
+    for then_at in range(15, MAX_STEPS):
+        repository, exitcode = crashed(source, tmp_path, Crash(at=14, signum=None, then_at=then_at))
         killed += exitcode == -signal.SIGKILL
         verify_loaded(repository)
         assert is_as_before(repository, before)
@@ -159,6 +159,36 @@ def test_a_signal_at_any_step_undoes_everything_before_the_command_ends(
     for repository, exitcode in each_step(source, tmp_path, signum):
         assert exitcode == STOPPED
         assert is_as_before(repository, before) or is_released(repository)
+
+
+@pytest.mark.parametrize("at", [8, 14, 20])
+def test_a_second_signal_ends_the_undoing_which_the_next_start_finishes(
+    source: Path, before: dict[str, bytes], tmp_path: Path, at: int
+) -> None:
+    crash = Crash(at=at, signum=signal.SIGTERM, then_at=at + 2, then_signum=signal.SIGINT)
+    repository, exitcode = crashed(source, tmp_path, crash)
+    assert exitcode == -signal.SIGINT
+    assert journal.read(repository)
+    verify_loaded(repository)
+    assert is_as_before(repository, before)
+
+
+def test_a_server_that_is_gone_is_asked_once_while_the_rest_is_undone(repository: Path) -> None:
+    """One that hangs takes minutes for each question."""
+    server = FakeServer(repository)
+    asked_of_the_dead: list[bool] = []
+
+    def die_at_the_last_step() -> None:
+        if server.steps["tally"] != [OLD]:
+            server.is_dead = True
+        if server.is_dead:
+            asked_of_the_dead.append(True)
+
+    server.on_call = die_at_the_last_step
+    with pytest.raises(UserError, match="failed to connect"):
+        activate(repository, NEW, server)
+    assert len(asked_of_the_dead) == 2  # by the command itself, then by the undoing
+    assert loaded_versions(repository) == [OLD]
 
 
 def interrupted(repository: Path) -> None:

@@ -260,12 +260,14 @@ def _connect(
 
 @contextlib.contextmanager
 def _interruptible(repository: Path) -> Iterator[None]:
-    """A signal ends the block in order: what it had changed is undone first."""
+    """A signal ends the block in order: what it had changed is undone first. A second one ends it at once;
+    the journal says what is left to undo.
+    """
     from diptych.release.repository import serving_version
     from diptych.serving.signals import Stopped, signals_raise_stopped
 
     before = serving_version(repository)
-    with signals_raise_stopped():
+    with signals_raise_stopped(second_kills=True):
         try:
             yield
         except Stopped as stopped:

@@ -14,6 +14,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from diptych.errors import UserError
 from diptych.release.repository import ENSEMBLE, STEPS
+from diptych.release.undo import Unreachable
 from diptych.serving.admin_key import find_admin_key, find_workspace
 from diptych.serving.tuned_copy import DIRECTORY as TUNED_COPY
 from diptych.serving.tuned_copy import update_copy
@@ -25,6 +26,13 @@ ANSWER_TIMEOUT_S = 60.0
 
 class Refused(UserError):
     """The server would not do what was asked, whatever it is asked again: of an item, that it is unusable."""
+
+
+KINDS: dict[str, type[UserError]] = {
+    "StatusCode.INVALID_ARGUMENT": Refused,
+    "StatusCode.UNAVAILABLE": Unreachable,
+    "StatusCode.DEADLINE_EXCEEDED": Unreachable,
+}
 
 
 class Control:
@@ -68,7 +76,7 @@ class Control:
 
     def loaded(self) -> set[tuple[str, int]]:
         """(model, version) pairs that are ready."""
-        index = self._call("get_model_repository_index")
+        index = self._call("get_model_repository_index", client_timeout=ANSWER_TIMEOUT_S)
         return {(model.name, int(model.version)) for model in index.models if model.state == "READY"}
 
     def serving_version(self) -> int | None:
@@ -120,7 +128,7 @@ class Control:
         try:
             return getattr(self._client, method)(*arguments, headers=self._headers, **options)
         except InferenceServerException as error:
-            kind = Refused if error.status() == "StatusCode.INVALID_ARGUMENT" else UserError
+            kind = KINDS.get(error.status(), UserError)
             raise kind(
                 f"{self.url}: {method} {arguments[0] if arguments else ''}: {error.message()}"
             ) from None

@@ -12,8 +12,13 @@ from diptych.errors import UserError
 from diptych.release import journal
 from diptych.release.journal import Journal
 from diptych.release.repository import ENSEMBLE, STEPS
+from diptych.serving.terminal import say
 
 FILES = "files"
+
+
+class Unreachable(UserError):
+    """A server is not there or does not answer in time."""
 
 
 class Loader(Protocol):
@@ -91,12 +96,17 @@ def undo(repository: Path, before: Journal, servers: Sequence[Loader]) -> str | 
              journal stays, so that the next command or start tries again
     """
     problems: dict[str, str] = {}  # the first of each server, which explains the rest
+    unreachable: set[str] = set()
 
     def attempt(whose: str, action: Callable[[], None]) -> None:
+        if whose in unreachable:
+            return  # a server that hangs would take minutes for each question
         try:
             action()
         except UserError as error:
             problems.setdefault(whose, str(error))
+            if isinstance(error, Unreachable):
+                unreachable.add(whose)
 
     attempt(FILES, partial(journal.restore_pins, repository, before))
     # The ensemble first, while the steps still keep both versions: no version may go that it names.
@@ -130,6 +140,11 @@ def _restore_ensemble(server: Loader, version: int) -> None:
 
 def _undo_after(error: BaseException, repository: Path, before: Journal, servers: Sequence[Loader]) -> None:
     """Raises UserError where not all could be undone; the first error comes first in it."""
+    if not isinstance(error, Exception):
+        say(
+            f"{error or type(error).__name__}: undoing what was done. A second signal ends this at once; "
+            f"then diptych release rollback {repository} finishes it, and so does the next start of a server."
+        )
     if problem := undo(repository, before, servers):
         reason = str(error) if isinstance(error, UserError) else f"interrupted ({type(error).__name__})"
         raise UserError(f"{reason}\n{problem}") from error

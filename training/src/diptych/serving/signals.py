@@ -28,14 +28,22 @@ class Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def signals_raise_stopped() -> Iterator[None]:
+def signals_raise_stopped(*, second_kills: bool = False) -> Iterator[None]:
     """Inside the block the first signal raises Stopped, and later ones do nothing.
 
     SIGHUP stays ignored where the caller ignores it, as `nohup` does.
+    second_kills  a second SIGINT or SIGTERM ends the process at once, for work that may be left half done
     """
+
+    def raise_stopped(signum: int, _: FrameType | None) -> None:
+        for each in SIGNALS:  # by default a second one must not break into the cleaning up
+            is_deadly = second_kills and each != signal.SIGHUP
+            signal.signal(each, signal.SIG_DFL if is_deadly else signal.SIG_IGN)
+        raise Stopped(signum)
+
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     for signum in listened_to():
-        signal.signal(signum, _raise_stopped)
+        signal.signal(signum, raise_stopped)
     try:
         yield
     finally:
@@ -50,9 +58,3 @@ def listened_to() -> list[signal.Signals]:
         for signum in SIGNALS
         if signum != signal.SIGHUP or signal.getsignal(signum) is not signal.SIG_IGN
     ]
-
-
-def _raise_stopped(signum: int, _: FrameType | None) -> None:
-    for each in SIGNALS:  # a second one must not break into the cleaning up
-        signal.signal(each, signal.SIG_IGN)
-    raise Stopped(signum)
