@@ -73,6 +73,13 @@ def into_gif(insert: bytes) -> bytes:
     return gif[:start] + insert + gif[start:]
 
 
+def gif_of_a_large_frame(width: int, height: int, before: bytes = b"") -> bytes:
+    """A canvas of 64 x 64 with a frame that is to be wiped out after it was shown: opening takes memory."""
+    gif = into_gif(b"\x21\xf9\x04\x08\0\0\0\0" + before)
+    start = gif.index(b",\0\0\0\0\x40\0\x40\0")
+    return gif[: start + 5] + struct.pack("<HH", width, height) + gif[start + 9 :]
+
+
 def jpeg_exif(exif: bytes) -> bytes:
     parts = (exif[start : start + 65_000] for start in range(0, len(exif), 65_000))
     return b"".join(jpeg_segment(0xE1, b"Exif\0\0" + part) for part in parts)
@@ -119,6 +126,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     ),
     "WebP, large canvas": large_canvas_webp,
     "GIF, at the limit": lambda: encode(flat("P"), "GIF"),
+    "GIF of a frame beyond its canvas": lambda: gif_of_a_large_frame(65_000, 2_700),
+    "GIF of a frame behind rubbish": lambda: gif_of_a_large_frame(65_000, 2_700, before=b"rubbish"),
+    "GIF of comments behind rubbish": lambda: into_gif(b"\1" + b"\x21\xfe\1a\0" * 3_000_000),
     "BMP of run lengths": run_length_bmp,
     "JPEG, one scan, 64 megapixels": lambda: encode(flat("RGB", 8000, 8000), "JPEG"),
     "JPEG, one scan, 64 megapixels, without its end": lambda: encode(flat("RGB", 8000, 8000), "JPEG")[:-2],

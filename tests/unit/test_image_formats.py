@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pillow_heif
 import pytest
-from bombs import flat, jpeg_segment, overlapping_exif
+from bombs import flat, gif_of_a_large_frame, jpeg_segment, overlapping_exif
 from hostile_inputs import draw_leaf, encode, exif
 from PIL import Image, ImageOps
 
@@ -225,3 +225,13 @@ def test_a_photo_of_a_shop_in_png_is_taken_by_the_server_and_larger_ones_in_trai
 )
 def test_a_format_is_told_by_its_first_bytes(start: bytes, format: str | None) -> None:
     assert format_of(start + bytes(40)) == format
+
+
+def test_a_frame_beyond_its_canvas_is_judged_by_its_own_size() -> None:
+    """Before the file is opened: Pillow takes memory for it then."""
+    with pytest.raises(
+        InvalidInput, match=r"found 65000 x 2700 pixels in a GIF; accepted: at most 4,194,304"
+    ):
+        fit_image(gif_of_a_large_frame(65_000, 2_700), SERVING)
+    small = gif_of_a_large_frame(80, 64)
+    assert Image.open(io.BytesIO(small)).size == (80, 64)

@@ -64,6 +64,7 @@ class UnsupportedImage(ValueError):
 class BareFile:
     """An image file without what its pixels do not need.
 
+    size                       width and height, where opening takes memory for them already: of a GIF
     orientation                as in EXIF; 1: upright, or the decoder turns it
     lacks_end                  of a JPEG without its end marker
     num_scans                  of a JPEG that keeps its coefficients until the last scan; 1: all others
@@ -73,6 +74,7 @@ class BareFile:
 
     format: str
     data: bytes
+    size: tuple[int, int] | None = None
     orientation: int = 1
     lacks_end: bool = False
     num_scans: int = 1
@@ -200,11 +202,17 @@ def _strip_webp(data: bytes) -> BareFile:
 
 
 def _strip_gif(data: bytes) -> BareFile:
-    """Keep header, palette, the first frame's transparency, and all from the first frame on."""
+    """Keep header, palette, the first frame's transparency, and all from the first frame on.
+
+    Pillow takes memory for the first frame when it opens the file, and searches for one behind any rubbish.
+    """
+    width, height = struct.unpack_from("<HH", data, 6)
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     kept, budget = [data[:at]], MAX_SEGMENTS
-    while data[at] == 0x21:  # an extension: its kind, then blocks of at most 255 bytes
-        start, at = at, at + 2
+    while data[at] != 0x2C:  # the first frame
+        if data[at] != 0x21:
+            raise ValueError("no picture where one belongs")
+        start, at = at, at + 2  # an extension: its kind, then blocks of at most 255 bytes
         while data[at]:
             at += 1 + data[at]
             budget -= 1
@@ -213,7 +221,9 @@ def _strip_gif(data: bytes) -> BareFile:
             kept.append(data[start:at])
         if budget < 0:
             raise ValueError(f"more than {MAX_SEGMENTS:,} blocks before its first picture")
-    return BareFile(format="GIF", data=b"".join([*kept, data[at:]]))
+    left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
+    size = (max(width, left + frame_width), max(height, top + frame_height))
+    return BareFile(format="GIF", data=b"".join([*kept, data[at:]]), size=size)
 
 
 def _strip_bmp(data: bytes) -> BareFile:

@@ -343,8 +343,10 @@ def _fit(data: bytes, spec: PreprocessingSpec, size_px: int) -> tuple[Image.Imag
         raise InvalidInput("image", f"a file in {format}", spec.accepted_image, IMAGE_FORMAT)
     try:
         bare = strip_metadata(data)
+        if bare.size is not None:
+            _require_affordable(bare.size, bare, spec)
         image = open_image(bare)
-        _require_affordable(image, bare, spec)
+        _require_affordable(image.size, bare, spec)
         orientation = orientation_of(image, bare)
         width, height = _fitted_size(image, size_px)
         image = load_image(image, bare, (2 * width, 2 * height))
@@ -360,9 +362,9 @@ def _fit(data: bytes, spec: PreprocessingSpec, size_px: int) -> tuple[Image.Imag
         raise InvalidInput("image", found, spec.accepted_image, IMAGE_DAMAGED) from None
 
 
-def _require_affordable(image: Image.Image, bare: BareFile, spec: PreprocessingSpec) -> None:
+def _require_affordable(shape: tuple[int, int], bare: BareFile, spec: PreprocessingSpec) -> None:
     """Refuse by its header what is beyond the limits. A WebP of 38 bytes may hold 64 megapixels."""
-    size, pixels = f"{image.width} x {image.height} pixels", image.width * image.height
+    size, pixels = f"{shape[0]} x {shape[1]} pixels", shape[0] * shape[1]
     limit = spec.max_pixels(bare.format)
     if pixels > limit:
         accepted = f"at most {limit:,} pixels in a {bare.format}"
