@@ -142,7 +142,8 @@ def test_cost_is_told_in_words_whatever_its_keys() -> None:
 
 def test_probabilities_before_scaling_are_those_without_temperature(tiny_run: Run) -> None:
     evaluation = answer_test_set(tiny_run)
-    temperature = tiny_run.model.fusion_head.temperature.item()
-    scaled = evaluation.uncalibrated ** (1 / temperature)
+    both, image_alone, text_alone = tiny_run.model.fusion_head.temperature.tolist()
+    temperature = np.where(evaluation.has_text, np.where(evaluation.has_image, both, text_alone), image_alone)
+    scaled = evaluation.uncalibrated ** (1 / temperature[:, None])
     scaled /= scaled.sum(axis=1, keepdims=True)
     assert np.allclose(scaled, evaluation.answers["both"].probabilities, atol=1e-5)

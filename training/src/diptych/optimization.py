@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -33,7 +34,9 @@ class TrainConfig:
     alone_loss         weight of the loss of the picture alone, and of the words alone, beside that of the
                        item as it is. Backbones run once for all three
     balance            rare categories weigh more in the loss ('weights') or are drawn more often ('sampling')
-    patience           epochs without a better validation macro-F1 after which training ends
+    keep               the epoch whose weights are kept: the last, or the one with the lowest validation loss
+                       or the highest validation macro-F1. docs/results.md compares them
+    patience           epochs without better ones after which training ends; with keep = "last" there are none
     ema_decay          judge and keep an exponential moving average of the weights
     precision          'auto': bf16 where the hardware has it
     checkpoint_minutes how much work a kill can cost
@@ -54,11 +57,31 @@ class TrainConfig:
     drop_text: Share = 0.15
     alone_loss: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     balance: Literal["none", "weights", "sampling"] = "none"
+    keep: Literal["last", "val_loss", "val_macro_f1"] = "last"
     patience: Count | None = None
     ema_decay: Rate | None = None
     precision: Precision = "auto"
     checkpoint_minutes: Positive = 5.0
     num_workers: Annotated[int, msgspec.Meta(ge=0)] = 2
+
+    def __post_init__(self) -> None:
+        if self.patience and self.keep == "last":
+            raise ValueError(
+                f"`patience` is {self.patience} and `keep` is 'last': no epoch is better than another. "
+                "Set `keep` to 'val_loss' or 'val_macro_f1', or leave `patience` out"
+            )
+
+
+def is_kept(scores: Mapping[str, float], history: Sequence[Mapping[str, float]], config: TrainConfig) -> bool:
+    """Whether an epoch's weights take the place of all before it. Of equals the first stays.
+
+    scores   what the epoch reached on the validation items
+    history  the same of the epochs before it
+    """
+    if config.keep == "last":
+        return True
+    sign = -1 if config.keep == "val_loss" else 1
+    return all(sign * scores[config.keep] > sign * past[config.keep] for past in history)
 
 
 def build_optimizer(model: Classifier, config: TrainConfig, num_steps: int) -> tuple[AdamW, LRScheduler]:

@@ -57,7 +57,7 @@ def read_item(run: Run, image: bytes, text: str) -> Inputs:
 @torch.inference_mode()
 def predict_inputs(run: Run, inputs: Inputs) -> Tensor:
     """(B, C) float32, calibrated, through the whole model."""
-    return torch.softmax(run.model.eval()(inputs) / run.model.fusion_head.temperature, dim=1)
+    return run.model.eval().probabilities(inputs)
 
 
 def answer_conditions(model: Classifier, embeddings: Embeddings) -> dict[str, Answers]:
@@ -71,10 +71,11 @@ def answer_conditions(model: Classifier, embeddings: Embeddings) -> dict[str, An
     return answers
 
 
+@torch.inference_mode()
 def predict_probabilities(model: Classifier, embeddings: Embeddings) -> NDArray[np.float32]:
     """(N, C) float32, calibrated."""
-    logits = classify(model, embeddings) / model.fusion_head.temperature.item()
-    probabilities: NDArray[np.float32] = logits.softmax(1).numpy()
+    device = model.fusion_head.temperature.device
+    probabilities: NDArray[np.float32] = model.eval().probabilities(embeddings.to(device)).cpu().numpy()
     return probabilities
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from diptych.calibration import fit_temperature
+from diptych.calibration import calibrate
 from diptych.config import Config
 from diptych.data.catalogue import labels_of, read_split
 from diptych.data.items import Item
@@ -30,7 +30,7 @@ from diptych.models.backbones import build_classifier, tokenizer_json
 from diptych.models.classifier import Classifier, Embeddings
 from diptych.parallel import choose_precision, from_main, gather_interleaved, start_accelerator
 from diptych.plots import plot_history
-from diptych.predict import classify
+from diptych.predict import CONDITIONS, classify
 from diptych.preprocessing import Preprocessor
 from diptych.progress import progress_bar, warn
 from diptych.run import HISTORY_FILE, METRICS_FILE, Run
@@ -104,7 +104,8 @@ def write_run(
         title="validation items",
         num_workers=run.config.train.num_workers,
     )
-    model.fusion_head.temperature.fill_(fit_temperature(classify(model, embeddings), truth))
+    for note in calibrate(model, embeddings, truth):
+        warn(note)
     num_epochs = position.epoch - 1
     cost = {
         "num_items": len(train_items),
@@ -116,7 +117,10 @@ def write_run(
         "num_processes": accelerator.num_processes,
         "device": accelerator.device.type,
         "precision": choose_precision(run.config.train.precision),
-        "temperature": round(model.fusion_head.temperature.item(), 4),
+        "temperature": {
+            name: round(value, 4)
+            for name, value in zip(CONDITIONS, model.fusion_head.temperature.tolist(), strict=True)
+        },
     }
     run.save()
     write_examples(choose_examples(val_items, run.preprocessor), directory)

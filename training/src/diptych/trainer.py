@@ -24,7 +24,7 @@ from diptych.embedding_cache import embed_items_once
 from diptych.epochs import Epoch, MicroBatch, balancing_weights, num_steps, plan_epoch
 from diptych.errors import UserError
 from diptych.models.classifier import Classifier, Embeddings, Inputs
-from diptych.optimization import TrainConfig, build_optimizer
+from diptych.optimization import TrainConfig, build_optimizer, is_kept
 from diptych.progress import Advance, console
 from diptych.run import Run
 
@@ -210,7 +210,7 @@ class Trainer:
         )
 
     def finish_epoch(self, scores: dict[str, float]) -> None:
-        """Record what the epoch was worth, keep its weights if it is the best, and save.
+        """Record what the epoch was worth, keep its weights if they are the ones to keep, and save.
 
         raises  UserError where the validation loss is not finite
         """
@@ -225,7 +225,7 @@ class Trainer:
             "train_accuracy": num_correct / num_seen,
             **scores,
         }
-        if scores["val_macro_f1"] > max((past["val_macro_f1"] for past in position.history), default=-1):
+        if is_kept(scores, position.history, self._config):
             position.best_epoch = position.epoch
             self._best_weights = _copy(self._trained(self.judged.state_dict()))
         position.history.append(record)

@@ -86,6 +86,12 @@ class Classifier(nn.Module):
         text_alone = self.fusion_head.logits(no_image.expand_as(image_features), text_features)
         return torch.stack([logits, image_alone, text_alone])
 
+    def probabilities(self, batch: Inputs | Embeddings) -> Tensor:
+        """(B, C) float32, calibrated."""
+        image_features, text_features = self.features(batch)
+        probabilities: Tensor = self.fusion_head(image_features, text_features)
+        return probabilities
+
     def features(self, batch: Inputs | Embeddings) -> tuple[Tensor, Tensor]:
         """What the encoders say of pictures and of words: (B, 512), (B, 512) float32."""
         if isinstance(batch, Embeddings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import torch
@@ -91,13 +91,20 @@ FUSIONS: dict[FusionKind, type[nn.Module]] = {
 
 
 class FusionHead(nn.Module):
-    """Fusion, a linear classifier and the temperature that calibrates it."""
+    """Fusion, a linear classifier and the temperatures that calibrate it.
+
+    temperature  (3,)   float32: of items with both modalities, with an image alone, with a text alone
+    no_image     (512,) float32: the features of an item without image, by which such an item is known
+    no_text      (512,) float32: likewise
+    """
 
     def __init__(self, config: FusionConfig, num_labels: int):
         super().__init__()
         self.fusion = FUSIONS[config.kind](config)
         self.classifier = nn.Linear(config.hidden_dim, num_labels)
-        self.temperature = nn.Buffer(torch.ones(()))
+        self.temperature = nn.Buffer(torch.ones(3))
+        self.no_image = nn.Buffer(torch.zeros(FEATURE_DIM))
+        self.no_text = nn.Buffer(torch.zeros(FEATURE_DIM))
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """(B, 512), (B, 512) float32 -> (B, C) float32, not calibrated"""
@@ -105,4 +112,26 @@ class FusionHead(nn.Module):
 
     def forward(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """(B, 512), (B, 512) float32 -> (B, C) float32 probabilities, calibrated, rows sum to 1"""
-        return torch.softmax(self.logits(image_features, text_features) / self.temperature, dim=1)
+        has_image = _differs(image_features, self.no_image)
+        has_text = _differs(text_features, self.no_text)
+        both, image_alone, text_alone = self.temperature.unbind()
+        temperature = torch.where(has_text, torch.where(has_image, both, text_alone), image_alone)
+        return torch.softmax(self.logits(image_features, text_features) / temperature, dim=1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *others: Any) -> None:
+        """Runs from before there was one for each alone have one temperature for all."""
+        temperature = state_dict.get(f"{prefix}temperature")
+        if temperature is not None and temperature.ndim == 0:
+            state_dict[f"{prefix}temperature"] = temperature.expand(3).clone()
+            for name in ("no_image", "no_text"):
+                state_dict[prefix + name] = torch.zeros(FEATURE_DIM)
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def _differs(features: Tensor, absent: Tensor) -> Tensor:
+    """(B, 1) bool: whether a row is not the vector that stands for absence, but for rounding.
+
+    No item comes near that vector: a layer norm makes features about ten times as long (quickstart).
+    """
+    distance = (features - absent).square().sum(dim=1, keepdim=True)
+    return distance > 1e-3 * absent.square().sum()

@@ -10,8 +10,9 @@ import numpy as np
 from markupsafe import Markup
 
 from diptych import metrics
+from diptych.calibration import at_bound
 from diptych.plots import draw_history
-from diptych.predict import CONDITIONS
+from diptych.predict import CONDITION_NAMES, CONDITIONS
 from diptych.report import figures
 from diptych.report.evaluation import Evaluation
 from diptych.run import HISTORY_FILE, Run
@@ -75,7 +76,7 @@ def describe_categories(evaluation: Evaluation) -> dict[str, Any]:
 def describe_confidence(evaluation: Evaluation) -> dict[str, Any]:
     """Reliability before and after scaling, and what abstaining buys."""
     truth, both = evaluation.truth, evaluation.answers["both"]
-    temperature = evaluation.run.model.fusion_head.temperature.item()
+    temperatures = dict(zip(CONDITIONS, evaluation.run.model.fusion_head.temperature.tolist(), strict=True))
     before, after = (
         metrics.reliability_bins(probabilities.max(axis=1), probabilities.argmax(axis=1) == truth)
         for probabilities in (evaluation.uncalibrated, both.probabilities)
@@ -86,7 +87,7 @@ def describe_confidence(evaluation: Evaluation) -> dict[str, Any]:
     )
     titles = [
         f"As trained: ECE {ece_before:.3f}",
-        f"After temperature scaling, T = {temperature:.2f}: ECE {ece_after:.3f}",
+        f"After temperature scaling, T = {temperatures['both']:.2f}: ECE {ece_after:.3f}",
     ]
     curves = {
         name: metrics.accuracy_by_coverage(probabilities[counted], truth[counted])
@@ -94,7 +95,9 @@ def describe_confidence(evaluation: Evaluation) -> dict[str, Any]:
     }
     last = [max(0, round(share * len(truth)) - 1) for share in COVERAGES]
     return {
-        "temperature": temperature,
+        "temperatures": {
+            CONDITION_NAMES[name]: (value, at_bound(value)) for name, value in temperatures.items()
+        },
         "ece_before": ece_before,
         "ece_after": ece_after,
         "ece_if_calibrated": metrics.ece_if_calibrated(both.probabilities),
