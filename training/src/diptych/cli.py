@@ -78,15 +78,31 @@ def train(
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave rows out that cannot be used, and list them.")
     ] = False,
+    folds: Annotated[
+        Optional[int],
+        typer.Option(
+            help="Cross-validate instead: train this many models, each without a part of all items, and "
+            "report what they say to the part that they have not seen.",
+            min=2,
+        ),
+    ] = None,
 ) -> None:
     """Train a classifier, then evaluate it where the config names a test set."""
     from diptych.config import load_config
+    from diptych.cross_validation import cross_validate
+    from diptych.cross_validation_table import describe
     from diptych.evaluate import evaluate
     from diptych.parallel import is_main_process
     from diptych.train import train
 
     skip = ["data.skip_bad_rows=true"] if skip_bad_rows else []
-    run = train(load_config(config, [*(overrides or []), *skip]), out)
+    loaded = load_config(config, [*(overrides or []), *skip])
+    if folds:
+        results = cross_validate(loaded, out, folds)
+        if is_main_process():
+            typer.echo(describe(results))
+        return
+    run = train(loaded, out)
     if not is_main_process():
         return
     if run.config.data.test_csv:

@@ -7,6 +7,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +15,17 @@ from cleanlab.filter import find_label_issues
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from diptych.config import Config
 from diptych.data.catalogue import labels_of
+from diptych.data.groups import group_items
 from diptych.data.items import Item
 from diptych.drawn_text import fit
 from diptych.embedding_cache import embed_items_once
 from diptych.errors import UserError
+from diptych.folds import plan_folds, predict_out_of_fold
 from diptych.models.backbones import build_classifier
 from diptych.models.classifier import Embeddings
 from diptych.plots import open_picture
@@ -48,10 +50,10 @@ class Suspect:
 
 
 def find_suspects(config: Config) -> list[Suspect]:
-    """The training and validation items that confident learning holds for mislabelled, the worst first.
+    """The training and validation items that confident learning takes for mislabelled, the worst first.
 
     A linear probe on the pretrained backbones, never fine-tuned on these labels, answers each item from the
-    folds that it is not in (Northcutt et al., 2021, "Confident Learning").
+    folds that neither it nor a near-duplicate of it is in.
     """
     torch.manual_seed(config.seed)  # backbones may be random
     preprocessor = build_preprocessor(config)
@@ -59,18 +61,41 @@ def find_suspects(config: Config) -> list[Suspect]:
     items, num_folds = _judgeable([*train_items, *val_items])
     labels = labels_of(items)
     truth = np.array([labels.index(item.category) for item in items])
+    groups = group_items(items, preprocessor.spec)
+    num_folds = min(num_folds, len(np.unique(groups)))
+    folds = plan_folds(truth, groups, num_folds, seed=config.seed, chooses_epoch=False)
     model = build_classifier(config.image, config.text, config.fusion, len(labels))
     num_workers = config.train.num_workers
     embeddings = embed_items_once(model, items, preprocessor, title="all items", num_workers=num_workers)
-    probabilities = cross_val_predict(
-        linear_probe(),
-        probe_features(embeddings),
-        truth,
-        cv=StratifiedKFold(num_folds, shuffle=True, random_state=config.seed),
-        method="predict_proba",
-    )
-    worst_first = find_label_issues(truth, probabilities, return_indices_ranked_by="self_confidence")
-    return [_suspect(items[index], labels, truth[index], probabilities[index]) for index in worst_first]
+    features = probe_features(embeddings)
+    probabilities = predict_out_of_fold(linear_probe(), features, truth, folds, len(labels))
+    return rank_suspects(items, labels, truth, probabilities)
+
+
+def rank_suspects(
+    items: Sequence[Item],
+    labels: Sequence[str],
+    truth: NDArray[np.int64],
+    probabilities: NDArray[np.floating[Any]],
+) -> list[Suspect]:
+    """Those of the items whose label is probably wrong, the worst first (Northcutt et al., 2021).
+
+    truth          (N,)   int64
+    probabilities  (N, C) of models that were trained without the item; 0 where they never saw the label,
+                   and then they cannot judge it
+    """
+    judged = np.flatnonzero(probabilities[np.arange(len(truth)), truth] > 0)
+    found, compact = np.unique(truth[judged], return_inverse=True)
+    if len(found) < 2:
+        return []
+    kept = probabilities[np.ix_(judged, found)]
+    kept = kept / kept.sum(axis=1, keepdims=True)
+    worst_first = find_label_issues(compact, kept, return_indices_ranked_by="self_confidence")
+    return [
+        _suspect(items[index], labels, int(truth[index]), probabilities[index])
+        for index in judged[worst_first]
+        if probabilities[index].argmax() != truth[index]
+    ]
 
 
 def _judgeable(items: Sequence[Item]) -> tuple[list[Item], int]:
@@ -135,7 +160,9 @@ def plot_suspects(
     figure.savefig(path)
 
 
-def _suspect(item: Item, labels: Sequence[str], label: int, probabilities: NDArray[np.float64]) -> Suspect:
+def _suspect(
+    item: Item, labels: Sequence[str], label: int, probabilities: NDArray[np.floating[Any]]
+) -> Suspect:
     suggested = int(probabilities.argmax())
     return Suspect(
         item=item,

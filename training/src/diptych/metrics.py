@@ -63,6 +63,70 @@ def macro_f1_standard_error(matrix: NDArray[np.int64], num_draws: int = 1000, se
     return float(np.std(scores, ddof=1))
 
 
+def score_groups(
+    probabilities: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    num_draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`summarize` with standard errors, for items of which some are near-duplicates.
+
+    The errors are a bootstrap over groups (Efron, 1979; Field and Welsh, 2007), since items of one group are
+    right or wrong together. `each_group_once` weighs an item by one over the size of its group: a long series
+    of similar items, which is often easy, then counts as one item.
+
+    probabilities   (N, C) float32
+    labels, groups  (N,)   int64
+    """
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    _, group = np.unique(groups, return_inverse=True)
+    size = np.bincount(group)
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(len(size), np.full(len(size), 1 / len(size)), size=num_draws)
+    plain, once = (
+        np.array([_weighted_scores(predicted, confidence, labels, draw[group] * weights) for draw in draws])
+        for weights in (np.ones(len(labels)), 1 / size[group])
+    )
+    names = ("accuracy", "macro_f1", "ece")
+    scores = _weighted_scores(predicted, confidence, labels, 1 / size[group])
+    return {
+        **summarize(probabilities, labels),
+        **_errors(names, plain),
+        "num_groups": len(size),
+        "each_group_once": {
+            **{name: round(score, 6) for name, score in zip(names, scores, strict=True)},
+            **_errors(names, once),
+        },
+    }
+
+
+def _weighted_scores(
+    predicted: NDArray[np.int64],
+    confidence: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64],
+) -> tuple[float, float, float]:
+    """Accuracy, macro-F1 and ECE; all weights 1 give those of `summarize`."""
+    num_labels = int(max(predicted.max(), labels.max())) + 1
+    is_right = predicted == labels
+    hits = np.bincount(labels, weights * is_right, num_labels)
+    total = np.bincount(labels, weights, num_labels) + np.bincount(predicted, weights, num_labels)
+    occurs = total > 0
+    bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    gap = np.bincount(bins, weights * (confidence.astype(np.float64) - is_right), NUM_BINS)
+    accuracy = hits.sum() / weights.sum()
+    macro_f1 = (2 * hits[occurs] / total[occurs]).mean()
+    return float(accuracy), float(macro_f1), float(np.abs(gap).sum() / weights.sum())
+
+
+def _errors(names: Sequence[str], draws: NDArray[np.float64]) -> dict[str, float]:
+    return {
+        f"{name}_error": round(float(error), 6)
+        for name, error in zip(names, draws.std(axis=0, ddof=1), strict=True)
+    }
+
+
 # --- calibration ---------------------------------------------------------------------------------------
 
 

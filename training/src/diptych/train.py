@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -40,10 +40,15 @@ from diptych.trainer import Position, Trainer
 TENSORBOARD = "tensorboard"
 
 
-def train(config: Config, out: Path) -> Run:
+ReadItems = Callable[[Config, Preprocessor], tuple[list[Item], list[Item]]]
+
+
+def train(config: Config, out: Path, read_items: ReadItems | None = None) -> Run:
     """Fit one model and write its run directory; an interrupted run of the same config is resumed.
 
     All of it happens in RUN/unfinished, which takes RUN's place as one when the run is finished.
+
+    read_items  gives the training and the validation items; default: those of the config's tables
     """
     accelerator = start_accelerator(config.train.precision)
     torch.manual_seed(config.seed)
@@ -53,7 +58,9 @@ def train(config: Config, out: Path) -> Run:
 
         # Load. One process reads and judges the catalogues, all get the items.
         preprocessor = build_preprocessor(config)
-        train_items, val_items = from_main(accelerator, lambda: read_catalogues(config, preprocessor))
+        train_items, val_items = from_main(
+            accelerator, lambda: (read_items or read_catalogues)(config, preprocessor)
+        )
         labels = config.data.labels or labels_of(train_items)
         val_truth = torch.tensor([labels.index(item.category) for item in val_items])
 
