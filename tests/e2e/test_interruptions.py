@@ -91,7 +91,8 @@ def test_a_checkpoint_of_another_config_is_refused(tiny_config: Path, tmp_path: 
 
 
 def test_training_stops_when_nothing_gets_better(tiny_config: Path, tmp_path: Path) -> None:
-    config = load_config(tiny_config, ["train.epochs=50", "train.patience=2", "train.lr=1e-9"])
+    patience = ["train.patience=2", 'train.keep="val_macro_f1"']
+    config = load_config(tiny_config, ["train.epochs=50", *patience, "train.lr=1e-9"])
     history = json.loads((train(config, tmp_path / "run").directory / "history.json").read_text())
     assert len(history) < 20
 
