@@ -34,8 +34,8 @@ from diptych.metrics import ece_if_calibrated, score_groups, summarize
 from diptych.parallel import from_main, start_accelerator
 from diptych.predict import CONDITIONS, Answers, classify
 from diptych.progress import console
-from diptych.run import CONFIG_FILE, load_run
-from diptych.train import build_preprocessor, read_catalogues, train
+from diptych.run import CONFIG_FILE, WEIGHTS_FILE, load_run
+from diptych.train import build_preprocessor, explain_failed_writing, read_catalogues, train
 
 RESULTS_FILE = "cross_validation.json"
 ANSWERS_FILE = "out_of_fold.csv"
@@ -62,10 +62,14 @@ def cross_validate(config: Config, out: Path, num_folds: int) -> dict[str, Any]:
     A fold that is there already, of the same config and items, is not trained again.
     returns  what cross_validation.json holds
     """
+    if out.is_file() or (out / WEIGHTS_FILE).is_file():
+        found = "is a file" if out.is_file() else "holds a run"
+        raise UserError(f"--out {out}: {found}; name another directory for the folds")
     accelerator = start_accelerator(config.train.precision)
     data = from_main(accelerator, lambda: _read_items(config, num_folds))
     if accelerator.is_main_process:
-        (out / RESULTS_FILE).unlink(missing_ok=True)
+        for name in (RESULTS_FILE, ANSWERS_FILE, SUSPECTS_FILE):  # of an earlier cross-validation
+            (out / name).unlink(missing_ok=True)
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, labels=data.labels, test_csv=None)
     )
@@ -90,9 +94,11 @@ def cross_validate(config: Config, out: Path, num_folds: int) -> dict[str, Any]:
         "num_labels": len(data.labels),
     }
     both = answers["both"].probabilities
-    _write_answers(data, both, out / ANSWERS_FILE)
-    write_suspects(rank_suspects(data.items, data.labels, data.truth, both), out / SUSPECTS_FILE)
-    write_json(out / RESULTS_FILE, results)
+    suspects = rank_suspects(data.items, data.labels, data.truth, both)
+    with explain_failed_writing(out):
+        _write_answers(data, both, out / ANSWERS_FILE)
+        write_suspects(suspects, out / SUSPECTS_FILE)
+        write_json(out / RESULTS_FILE, results)
     return results
 
 
