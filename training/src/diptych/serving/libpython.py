@@ -9,7 +9,6 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from diptych.cache import cache_directory
 from diptych.errors import UserError
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -19,20 +18,22 @@ PACKAGE = f"libpython{VERSION}"
 
 def find_libpython() -> Path:
     """The interpreter's own library, else the system's, else one out of Debian's package."""
-    cached = cache_directory("libpython") / FILE
     candidates = [
         Path(sys.base_prefix) / "lib" / FILE,
         Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib") / FILE,
         Path("/usr/lib", sysconfig.get_config_var("MULTIARCH") or "", FILE),
-        cached,
     ]
-    found = next((path for path in candidates if path.is_file()), None)
-    return found or _download(cached)
+    return next((path for path in candidates if path.is_file()), None) or _downloaded()
 
 
-def _download(target: Path) -> Path:
+def _downloaded() -> Path:
+    # Of the training package, which images do without.
+    from diptych.cache import cache_directory
     from diptych.data.debian import PackagesUnavailable, download_packages, unpacked
 
+    target = cache_directory("libpython") / FILE
+    if target.is_file():
+        return target
     try:
         debs = download_packages([PACKAGE], target.parent)
         with unpacked(debs) as root:
