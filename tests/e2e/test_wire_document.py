@@ -83,8 +83,9 @@ def test_curl_sends_text_as_json(place):
 
 
 def test_json_alone_passes_with_its_length_too(place):
-    (output,) = json.loads(run("body=", place))["outputs"]
-    assert sum(output["data"]) == pytest.approx(1)
+    outputs = {output["name"]: output["data"] for output in json.loads(run("body=", place))["outputs"]}
+    assert sum(outputs["probabilities"]) == pytest.approx(1)
+    assert re.fullmatch("[0-9a-f]{16}", outputs["labels_sha256"][0])
 
 
 def test_curl_and_node_send_the_same_image_and_get_the_same_answer(place):
