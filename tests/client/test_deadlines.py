@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from fake_triton import FakeTriton
+from fake_triton import FakeTriton, Received
 
 from diptych_client import AsyncClient, Client, ConnectionFailed, DeadlineExceeded
 from diptych_client._servers import Balancer
@@ -154,6 +154,28 @@ def test_connecting_leaves_time_for_another_server(
     answers = classify_texts(urls, ["1", "2", "3"], timeout_s=2)
     assert {answer.label for answer in answers} == {"clothing"}
     assert 2 in {answer.timings.num_attempts for answer in answers}
+
+
+def test_calls_that_end_while_another_asks_for_the_labels_name_their_own_request(
+    gate: threading.Event, wire: str
+):
+    class SlowLabels(FakeTriton):
+        def answer(self, request: Received) -> tuple[str, int, bytes]:
+            if request.num_classes:
+                gate.wait(PATIENCE_S)
+            return super().answer(request)
+
+    with SlowLabels().running() as slow, Client(slow.urls[wire], timeout_s=0.5) as client:
+
+        def ask(number: int) -> str | None:
+            with pytest.raises(DeadlineExceeded) as caught:
+                client.classify(text=str(number))
+            return caught.value.request_id
+
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            ids = list(threads.map(ask, range(4)))
+        gate.set()
+    assert len({request_id for request_id in ids if request_id}) == 4
 
 
 def test_more_calls_than_connections_wait_for_their_turn(triton: FakeTriton):

@@ -447,8 +447,8 @@ class Client(BaseClient[Transport]):
             return list(threads.map(_tracing.carried(self._run), step.parts))
 
     def _run_alone(self, step: Alone) -> Any:
-        if not self._alone.acquire(timeout=step.deadline.remaining_s()):
-            raise step.deadline.exceeded()
+        if not self._alone.acquire(timeout=step.deadline.remaining_s(step.request_id)):
+            raise step.deadline.exceeded(step.request_id)
         try:
             return self._run(step.part)
         finally:
@@ -636,9 +636,10 @@ class AsyncClient(BaseClient[AsyncTransport]):
 
     async def _run_alone(self, step: Alone) -> Any:
         try:
-            await asyncio.wait_for(self._alone.acquire(), step.deadline.remaining_s())
+            timeout_s = step.deadline.remaining_s(step.request_id)
+            await asyncio.wait_for(self._alone.acquire(), timeout_s)
         except asyncio.TimeoutError:
-            raise step.deadline.exceeded() from None
+            raise step.deadline.exceeded(step.request_id) from None
         try:
             return await self._run(step.part)
         finally:

@@ -103,7 +103,7 @@ class Conversation:
             if labels is None:
                 try:
                     part = self._learn_labels(identity, question, asked.address)
-                    labels = yield Alone(part, deadline)
+                    labels = yield Alone(part, deadline, request.request_id)
                 except (ConnectionFailed, ModelNotReady):
                     if not self._exchange.balancer.has_other({asked.address}):
                         raise

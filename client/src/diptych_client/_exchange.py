@@ -83,6 +83,7 @@ class Alone:
 
     part: Steps[Any]
     deadline: Deadline
+    request_id: str
 
 
 Step = Infer | Describe | Resolve | Pause | Together | Alone
@@ -151,7 +152,9 @@ class Exchange:
             address = self.balancer.pick(tried) if at is None else at
             tried.append(address)
             num_others = self.balancer.num_others(tried) if at is None else 0
-            connect_timeout_s = min(CONNECT_TIMEOUT_S, deadline.remaining_s() / (1 + num_others))
+            # Where nothing is left, the transport says so, with the request's id.
+            left_s = max(0.0, deadline.timeout_s - deadline.elapsed_s())
+            connect_timeout_s = min(CONNECT_TIMEOUT_S, left_s / (1 + num_others))
             started_s = time.monotonic()
             try:
                 reply = yield step(address, connect_timeout_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import socket
 import sys
 import threading
 import time
@@ -16,7 +17,7 @@ from tritonclient.grpc import service_pb2_grpc
 import diptych_client._transports._grpc_wire as wires
 from diptych_client._answer import Reply, Request, ServerInfo
 from diptych_client._errors import ConnectionFailed
-from diptych_client._servers import CONNECT_TIMEOUT_S, Address
+from diptych_client._servers import Address
 from diptych_client._tls import Tls
 from diptych_client._transports._base import Attempt
 
@@ -63,8 +64,8 @@ class GrpcTransport:
     def _call(self, method: str, message: object, attempt: Attempt) -> Any:
         line = self._take_line()
         try:
-            if not line.has_answered and attempt.connect_timeout_s < CONNECT_TIMEOUT_S:
-                line.wait_until_connected(attempt.connect_timeout_s, self._address)
+            if not line.has_answered and wires.must_connect_sooner(attempt):
+                self._require_reachable(attempt)
             response = self._call_over(line, method, message, attempt)
         except TimeoutError:  # DeadlineExceeded is one
             self._note_timeout(line)
@@ -94,6 +95,16 @@ class GrpcTransport:
             raise found from None
         except ValueError as error:  # how gRPC says that another thread has closed the channel
             raise ConnectionFailed(f"{self._address}: {error}", attempt.request_id) from None
+
+    def _require_reachable(self, attempt: Attempt) -> None:
+        """Try to connect, where gRPC would try for too long. Other failures are found by the call itself."""
+        target = self._address.ip, self._address.endpoint.port
+        try:
+            socket.create_connection(target, attempt.connect_timeout_s).close()
+        except TimeoutError:
+            raise wires.unreachable(self._address, attempt) from None
+        except OSError:
+            pass
 
     def _take_line(self) -> _Line:
         with self._lock:
@@ -144,21 +155,6 @@ class _Line:
         self.is_retired = False
         self.has_answered = False
         _OPEN.add(self)
-
-    def wait_until_connected(self, timeout_s: float, address: Address) -> None:
-        """Raises ConnectionFailed where that takes too long. A refusal is found by the call itself."""
-        is_decided = threading.Event()
-
-        def look(state: grpc.ChannelConnectivity) -> None:
-            if state not in (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING):
-                is_decided.set()
-
-        self.channel.subscribe(look, try_to_connect=True)
-        try:
-            if not is_decided.wait(timeout_s):
-                raise ConnectionFailed(f"{address}: no connection within {timeout_s:.2g} s")
-        finally:
-            self.channel.unsubscribe(look)
 
     def close(self) -> None:
         """Closing cancels: wait a little for the answers that nobody waits for any more."""

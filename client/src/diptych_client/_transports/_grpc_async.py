@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2_grpc
 import diptych_client._transports._grpc_wire as wires
 from diptych_client._answer import Reply, Request, ServerInfo
 from diptych_client._errors import ConnectionFailed, DeadlineExceeded, ServerFault
-from diptych_client._servers import CONNECT_TIMEOUT_S, Address
+from diptych_client._servers import Address
 from diptych_client._tls import Tls
 from diptych_client._transports._base import Attempt
 
@@ -42,8 +42,8 @@ class AsyncGrpcTransport:
 
     async def _call(self, method: str, message: object, attempt: Attempt) -> Any:
         line = self._line
-        if not line.has_answered and attempt.connect_timeout_s < CONNECT_TIMEOUT_S:
-            await line.wait_until_connected(attempt.connect_timeout_s, self._address)
+        if not line.has_answered and wires.must_connect_sooner(attempt):
+            await self._require_reachable(attempt)
         remaining_s = attempt.remaining_s()
         call = asyncio.ensure_future(self._begin(line, method, message, attempt, remaining_s))
         line.calls.add(call)
@@ -81,6 +81,18 @@ class AsyncGrpcTransport:
         except grpc.aio.InternalError as error:
             raise ServerFault(f"{self._address}: gRPC: {error}", request_id) from None
 
+    async def _require_reachable(self, attempt: Attempt) -> None:
+        """As in `_grpc.py`."""
+        loop, address = asyncio.get_running_loop(), self._address
+        connecting = loop.create_connection(asyncio.Protocol, address.ip, address.endpoint.port)
+        try:
+            transport, _ = await asyncio.wait_for(connecting, attempt.connect_timeout_s)
+        except asyncio.TimeoutError:
+            raise wires.unreachable(address, attempt) from None
+        except OSError:
+            return
+        transport.abort()
+
     def _note_timeout(self, line: _Line) -> None:
         line.num_timeouts += 1
         if line is self._line and line.num_timeouts >= wires.TIMEOUTS_UNTIL_REPLACED:
@@ -107,19 +119,6 @@ class _Line:
         self.num_timeouts = 0
         self.has_answered = False
         self.closing: asyncio.Future[None] | None = None
-
-    async def wait_until_connected(self, timeout_s: float, address: Address) -> None:
-        """Raises ConnectionFailed where that takes too long. A refusal is found by the call itself."""
-        try:
-            await asyncio.wait_for(self._until_decided(), timeout_s)
-        except asyncio.TimeoutError:
-            raise ConnectionFailed(f"{address}: no connection within {timeout_s:.2g} s") from None
-
-    async def _until_decided(self) -> None:
-        state = self.channel.get_state(try_to_connect=True)
-        while state in (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING):
-            await self.channel.wait_for_state_change(state)
-            state = self.channel.get_state(try_to_connect=True)
 
     async def close(self) -> None:
         """Closing cancels: wait a little for the answers that nobody waits for any more."""

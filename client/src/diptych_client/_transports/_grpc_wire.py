@@ -145,6 +145,16 @@ def cooperate_with_gevent() -> None:
         gevent.init_gevent()
 
 
+def must_connect_sooner(attempt: Attempt) -> bool:
+    """Whether time must be left for other servers, and gRPC's own attempt to connect would take it."""
+    return attempt.connect_timeout_s < min(CONNECT_TIMEOUT_S, attempt.remaining_s())
+
+
+def unreachable(address: Address, attempt: Attempt) -> ConnectionFailed:
+    limit_s = attempt.connect_timeout_s
+    return ConnectionFailed(f"{address}: no connection within {limit_s:.2g} s", attempt.request_id)
+
+
 def explain(error: Any, address: Address, attempt: Attempt) -> DiptychError:
     """Ours for a grpc.RpcError, of either kind of channel."""
     code, request_id = error.code().name, attempt.request_id
