@@ -173,3 +173,20 @@ def test_closing_under_a_call_is_an_error_of_ours(triton: FakeTriton, wire: str)
         caller.join()
         triton.hold.set()
     assert [isinstance(error, (DiptychError, RuntimeError)) for error in failures] == [True]
+
+
+def test_a_client_that_found_no_server_is_closed_without_a_traceback() -> None:
+    """gRPC watches a channel for a moment longer than it is asked to, and printed one if that was closed."""
+    code = """
+import time
+from diptych_client import Client, DiptychError
+for _ in range(8):
+    with Client("grpc://127.0.0.1:9", timeout_s=0.1) as client:
+        try:
+            client.classify(text="words")
+        except DiptychError:
+            pass
+time.sleep(0.4)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
