@@ -132,7 +132,7 @@ def test_every_item_is_answered_once_and_scored_with_its_error(cross_validated: 
     both = results["out_of_fold"]["both"]
     assert both["num_items"] == 84 + 36 + 36
     assert both["each_group_once"]["accuracy"] > 0.7  # a few long series of the same drawing are not learned
-    assert 0 < both["accuracy_error"] < 0.1
+    assert 0.01 < both["accuracy_error"] < 0.5  # 23 groups of very different sizes
     assert f"{both['accuracy']:.3f} ± {both['accuracy_error']:.3f}" in printed
     assert results["out_of_fold"]["image_only"]["num_items"] < both["num_items"]
     assert set(results["baselines"]) == {"linear probe", "TF-IDF, logistic regression"}

@@ -83,6 +83,7 @@ def test_a_temperature_at_a_bound_is_told_with_its_reason() -> None:
     assert at_bound(fit_temperature(noisy_logits(truth, 1, 0), truth)) is None
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_the_head_knows_by_the_features_which_temperature_to_use() -> None:
     head = FusionHead(FusionConfig(hidden_dim=8), num_labels=3).eval()
     head.no_image.copy_(torch.randn(512) * 0.1)

@@ -20,7 +20,6 @@ from sklearn.preprocessing import StandardScaler
 
 from diptych.config import Config
 from diptych.data.catalogue import labels_of
-from diptych.data.groups import group_items
 from diptych.data.items import Item
 from diptych.drawn_text import fit
 from diptych.embedding_cache import embed_items_once
@@ -53,7 +52,7 @@ def find_suspects(config: Config) -> list[Suspect]:
     """The training and validation items that confident learning takes for mislabelled, the worst first.
 
     A linear probe on the pretrained backbones, never fine-tuned on these labels, answers each item from the
-    folds that neither it nor a near-duplicate of it is in.
+    folds that it is not in.
     """
     torch.manual_seed(config.seed)  # backbones may be random
     preprocessor = build_preprocessor(config)
@@ -61,9 +60,8 @@ def find_suspects(config: Config) -> list[Suspect]:
     items, num_folds = _judgeable([*train_items, *val_items])
     labels = labels_of(items)
     truth = np.array([labels.index(item.category) for item in items])
-    groups = group_items(items, preprocessor.spec)
-    num_folds = min(num_folds, len(np.unique(groups)))
-    folds = plan_folds(truth, groups, num_folds, seed=config.seed, chooses_epoch=False)
+    each_by_itself = np.arange(len(items))  # a near-duplicate with another label is evidence
+    folds = plan_folds(truth, each_by_itself, num_folds, seed=config.seed, chooses_epoch=False)
     model = build_classifier(config.image, config.text, config.fusion, len(labels))
     num_workers = config.train.num_workers
     embeddings = embed_items_once(model, items, preprocessor, title="all items", num_workers=num_workers)
