@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from diptych.errors import UserError
 
@@ -80,10 +80,13 @@ def _split(
             f"found {num_groups} groups of near-duplicates among {len(truth)} items; "
             f"{max(num_parts, 2)} folds need at least as many groups"
         )
-    splitter = StratifiedGroupKFold(num_parts, shuffle=True, random_state=seed)
+    # Without near-duplicates the simpler splitter keeps the shares of labels more exactly.
+    are_alone = num_groups == len(truth)
+    kind = StratifiedKFold if are_alone else StratifiedGroupKFold
+    splitter = kind(num_parts, shuffle=True, random_state=seed)
     if np.bincount(truth).max() < num_parts:  # too few of each label to stratify, which it refuses
         truth = np.zeros_like(truth)
     with warnings.catch_warnings():
         # A label with fewer items than folds is in some of them only.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        return list(splitter.split(truth, truth, groups))
+        return list(splitter.split(truth, truth, None if are_alone else groups))
