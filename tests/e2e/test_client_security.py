@@ -15,7 +15,7 @@ from certificates import make_certificates
 from tiny_repository import LABELS, build_tiny_repository
 
 from diptych.serving import Server
-from diptych.serving.probe import greets
+from diptych.serving.probe import grpc_responds
 from diptych.serving.tls import ServerTls
 from diptych_client import AsyncClient, Client, ConnectionFailed, NotAllowed, Tls
 
@@ -96,10 +96,10 @@ def test_a_client_is_refused_with(url: str, certificates: Path, files: dict[str,
     assert KEY not in str(caught.value)
 
 
-def test_the_supervisor_is_greeted_though_it_has_no_certificate(url: str) -> None:
+def test_the_supervisor_gets_a_response_though_it_has_no_certificate(url: str) -> None:
     port = int(url.rsplit(":", 1)[1])
-    assert greets("127.0.0.1", port, is_secure=True, timeout_s=30)
-    assert not greets("127.0.0.1", port, is_secure=False, timeout_s=1)
+    assert grpc_responds("127.0.0.1", port, is_secure=True, timeout_s=30)
+    assert not grpc_responds("127.0.0.1", port, is_secure=False, timeout_s=1)
 
 
 def test_a_plain_connection_to_a_tls_port_is_a_failed_connection(url: str) -> None:

@@ -101,7 +101,7 @@ def test_it_is_well_reaps_orphans_drains_on_sigterm_and_leaves_nothing(container
 def test_a_dead_stub_ends_it_so_that_the_orchestrator_starts_it_again(container: Container) -> None:
     os.kill(container.stub_pid("preprocess"), signal.SIGKILL)
     assert container.process.wait(END_TIMEOUT_S) == 1
-    assert "tritonserver is not well: " in container.output()
+    assert "tritonserver is unhealthy: " in container.output()
     assert "Not restarting here" in container.output()
 
 

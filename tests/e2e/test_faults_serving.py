@@ -54,7 +54,7 @@ def test_a_dead_stub_and_a_dead_server_are_replaced_under_load_until_a_third_fau
         os.kill(fragile.stub_pid("text_encoder"), signal.SIGKILL)
         fragile.wait_until_ready(num_starts=2)
         assert traffic.wait_for_answers(50)
-        assert "tritonserver is not well: " in fragile.output()
+        assert "tritonserver is unhealthy: " in fragile.output()
 
         os.kill(fragile.triton_pid(), signal.SIGKILL)
         fragile.wait_until_ready(num_starts=3)

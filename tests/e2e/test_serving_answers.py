@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tritonclient.utils import InferenceServerException
 
 from diptych.serving import Server
-from diptych.serving.probe import greets
+from diptych.serving.probe import grpc_responds
 
 # A model of nobody's ensemble, in the shapes that ours do not have: inputs by position, two outputs.
 SUM_AND_DIFFERENCE = """
@@ -95,8 +95,8 @@ def test_http_answers_the_same_as_grpc(server, client):
     np.testing.assert_allclose(answer["outputs"][0]["data"], over_grpc, rtol=1e-6)
 
 
-def test_its_grpc_greets_who_asks_nothing(server):
-    assert greets(server.contact, server.ports.grpc, is_secure=False, timeout_s=30)
+def test_its_grpc_port_responds_without_a_call(server):
+    assert grpc_responds(server.contact, server.ports.grpc, is_secure=False, timeout_s=30)
 
 
 def test_the_classification_extension_names_the_labels(client):

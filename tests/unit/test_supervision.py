@@ -18,7 +18,7 @@ import pytest
 
 import diptych
 from diptych.serving import leftovers
-from diptych.serving.probe import Kind, Reply, greets
+from diptych.serving.probe import Kind, Reply, grpc_responds
 from diptych.serving.supervisor import Restarts
 from diptych.serving.vitals import Vitals
 
@@ -92,7 +92,7 @@ def test_one_error_of_a_dead_stub_is_proof_and_any_other_error_is_the_third_time
     assert [bool(vitals.judge(BROKEN, 5)) for _ in range(3)] == [False, False, True]
 
 
-def test_grpc_that_has_greeted_nobody_for_long_is_deaf_though_http_answers(vitals, clock) -> None:
+def test_grpc_that_has_not_responded_for_long_is_a_fault_though_http_answers(vitals, clock) -> None:
     assert vitals.judge_grpc(False) is None
     clock.now_s += 25
     assert vitals.judge_grpc(True) is None
@@ -100,15 +100,15 @@ def test_grpc_that_has_greeted_nobody_for_long_is_deaf_though_http_answers(vital
     assert vitals.judge_grpc(False) is None
     clock.now_s += 1
     assert vitals.judge(ANSWERED, 1) is None
-    assert vitals.judge_grpc(False) == "gRPC has greeted nobody for 31 s"
+    assert vitals.judge_grpc(False) == "gRPC has not responded for 31 s"
 
 
-def test_what_accepts_and_says_nothing_does_not_greet() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
-        host, port = deaf.getsockname()
+def test_a_port_that_accepts_and_sends_nothing_does_not_respond() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host, port = silent.getsockname()
         for is_secure in (False, True):
-            assert not greets(host, port, is_secure=is_secure, timeout_s=0.1)
-    assert not greets(host, port, is_secure=False, timeout_s=0.1)  # nobody listens
+            assert not grpc_responds(host, port, is_secure=is_secure, timeout_s=0.1)
+    assert not grpc_responds(host, port, is_secure=False, timeout_s=0.1)  # nobody listens
 
 
 @pytest.fixture

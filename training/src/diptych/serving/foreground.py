@@ -190,7 +190,7 @@ def _stay(server: Server, silence_s: float) -> Fault:
             time.sleep(POLL_S)
     was_well_s = time.monotonic() - began_s
     if server.process.poll() is None:
-        reason, status = f"tritonserver is not well: {watch.fault}.", 1
+        reason, status = f"tritonserver is unhealthy: {watch.fault}.", 1
         server.kill()  # its orderly end would wait half a minute for the process that is gone
     else:
         status = _shell_status(server.process.returncode) or 1

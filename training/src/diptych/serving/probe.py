@@ -80,8 +80,8 @@ def num_instances(host: str, port: int, model: str, version: str, timeout_s: flo
     return sum(group["count"] * max(1, len(group.get("gpus", []))) for group in groups)
 
 
-def greets(host: str, grpc_port: int, *, is_secure: bool, timeout_s: float) -> bool:
-    """Whether the gRPC half takes part: says its settings, or agrees on a key. No call is made."""
+def grpc_responds(host: str, grpc_port: int, *, is_secure: bool, timeout_s: float) -> bool:
+    """Whether the gRPC port sends its HTTP/2 settings, or agrees on a TLS key. No call is made."""
     try:
         with socket.create_connection((host, grpc_port), timeout_s) as connection:
             if is_secure:

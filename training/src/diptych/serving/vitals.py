@@ -1,4 +1,4 @@
-"""Judges from the outside whether a running tritonserver is well. It asks and reads; it ends nothing.
+"""Judges from the outside whether a running tritonserver is healthy. It asks and reads; it ends nothing.
 
 What counts, and why:
 
@@ -13,8 +13,8 @@ What counts, and why:
   context is lost answers so for ever.
 - A refusal (full queue, time over) and silence prove nothing: a busy server does the same. They become proof
   when for a long time neither our question nor anybody else's was answered: then nothing moves in there.
-- gRPC may be deaf where HTTP answers: a storm of cancelled calls left 2.51.0 so. It is greeted as well,
-  without a call; silence there, for as long, is proof of its own.
+- gRPC can stop responding while HTTP still works: a storm of cancelled calls left 2.51.0 so. So a connection
+  to it is opened too, without a call; silence there, for as long, is proof of its own.
 - That the ensemble is not loaded is somebody's decision: draining, or an administrator's. Not ours to undo.
 """
 
@@ -28,7 +28,7 @@ from collections.abc import Callable
 
 from diptych.release.repository import ENSEMBLE
 from diptych.serving import leftovers
-from diptych.serving.probe import DEAD_STUB_WORDS, Kind, Reply, ask, greets, num_instances, request
+from diptych.serving.probe import DEAD_STUB_WORDS, Kind, Reply, ask, grpc_responds, num_instances, request
 
 # Above the longest that an answer takes: a full queue of 256 on two cores is worked off in seconds, but each
 # one of those answers moves the counter. One batch of a large model on a slow CPU is what must fit.
@@ -60,7 +60,7 @@ class Vitals:
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._life_s = self._greeted_s = self.clock()
+        self._life_s = self._grpc_life_s = self.clock()
         self._successes: float | None = None
         self._num_errors = 0
         self._stubs: dict[int, tuple[str, str]] = {}  # model and version of each that has been seen alive
@@ -91,10 +91,10 @@ class Vitals:
         return num_instances(*self.http, model, version, ASK_TIMEOUT_S) > num_living
 
     def find_fault(self) -> str | None:
-        """Asks the ensemble, greets gRPC, for up to ASK_TIMEOUT_S each. Returns what is wrong, in words."""
+        """Ask the ensemble, then connect over gRPC, for up to ASK_TIMEOUT_S each. Returns the fault in words."""
         reply = ask(*self.http, ASK_TIMEOUT_S)
         return self.judge(reply, count_successes(*self.metrics, ASK_TIMEOUT_S)) or self.judge_grpc(
-            greets(*self.grpc, is_secure=self.is_secure, timeout_s=ASK_TIMEOUT_S)
+            grpc_responds(*self.grpc, is_secure=self.is_secure, timeout_s=ASK_TIMEOUT_S)
         )
 
     def judge(self, reply: Reply, successes: float | None) -> str | None:
@@ -117,13 +117,13 @@ class Vitals:
             return f"no request was answered for {now_s - self._life_s:.0f} s; the last try: {reply.words}"
         return None
 
-    def judge_grpc(self, has_greeted: bool) -> str | None:
-        """What it means that gRPC has said its first words or has not."""
+    def judge_grpc(self, has_responded: bool) -> str | None:
+        """What it means that gRPC has responded to a connection or has not."""
         now_s = self.clock()
-        if has_greeted:
-            self._greeted_s = now_s
-        elif now_s - self._greeted_s > self.silence_s:
-            return f"gRPC has greeted nobody for {now_s - self._greeted_s:.0f} s"
+        if has_responded:
+            self._grpc_life_s = now_s
+        elif now_s - self._grpc_life_s > self.silence_s:
+            return f"gRPC has not responded for {now_s - self._grpc_life_s:.0f} s"
         return None
 
 
