@@ -91,7 +91,7 @@ class Vitals:
         return num_instances(*self.http, model, version, ASK_TIMEOUT_S) > num_living
 
     def find_fault(self) -> str | None:
-        """Ask the ensemble, then connect over gRPC, for up to ASK_TIMEOUT_S each. Returns the fault in words."""
+        """Ask the ensemble, then connect over gRPC, each within ASK_TIMEOUT_S. Returns the fault in words."""
         reply = ask(*self.http, ASK_TIMEOUT_S)
         return self.judge(reply, count_successes(*self.metrics, ASK_TIMEOUT_S)) or self.judge_grpc(
             grpc_responds(*self.grpc, is_secure=self.is_secure, timeout_s=ASK_TIMEOUT_S)
