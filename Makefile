@@ -57,9 +57,10 @@ demo: $(EXPORTED) ## the main job on real data: train, evaluate, export, serve, 
 	@$(BIN)/diptych demo $(RUN) $(REPOSITORY) --plot prediction.png
 
 # Many tests wait for servers, so two files at a time take about half as long, on two cores too.
+# One thread each: with more, the two processes' threads wait for one another.
 TEST_WORKERS ?= 2
 test: $(SETUP) ## all tests, those against the real tritonserver included
-	@$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
 check: lint ## ruff, mypy, unit and contract tests
 	@$(BIN)/python -m pytest tests/client tests/unit tests/contract
