@@ -88,7 +88,8 @@ def rank_suspects(
         return []
     kept = probabilities[np.ix_(judged, found)]
     kept = kept / kept.sum(axis=1, keepdims=True)
-    worst_first = find_label_issues(compact, kept, return_indices_ranked_by="self_confidence")
+    # One process: cleanlab forks by default, which can hang beside torch's threads.
+    worst_first = find_label_issues(compact, kept, return_indices_ranked_by="self_confidence", n_jobs=1)
     return [
         _suspect(items[index], labels, int(truth[index]), probabilities[index])
         for index in judged[worst_first]
