@@ -93,7 +93,7 @@ def main() -> None:
         os.close(writing)
         pipes.append(reading)
         workers.append(process)
-    total = collections.Counter(ask(client, number) for number in range(share))  # the parent goes on calling
+    total = collections.Counter(ask(client, number) for number in range(share))  # the parent keeps calling
     for reading in pipes:
         with os.fdopen(reading) as pipe:
             total.update(json.loads(pipe.read()))

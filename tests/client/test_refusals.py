@@ -63,7 +63,7 @@ def test_a_repository_of_another_kind_is_not_the_items_fault(triton: FakeTriton,
 def test_a_server_that_refuses_by_the_head_is_heard(
     listen, classify_images, status: str, kind: type[DiptychError], hangs_up: bool
 ):
-    """As Envoy, nginx and Go do. One goes on reading nothing, the other hangs up over unread bytes."""
+    """As Envoy, nginx and Go do. One reads nothing more, the other hangs up over unread bytes."""
     heads = []
     is_over = threading.Event()
 

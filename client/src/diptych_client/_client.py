@@ -99,7 +99,7 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
         timeout_s     the total time that one call may take, retries included, unless the call says otherwise
         headers       sent with every request: a mapping, or a function that returns one for each request. It
                       may be asynchronous in AsyncClient, which calls any other in a thread
-        tls           whom to trust and who we are, for grpcs:// and https://
+        tls           which authorities to trust, and our own certificate, for grpcs:// and https://
         retries       how failed requests are sent again; Retries(max_attempts=1): never
         min_score     below this probability an answer's label is None, unless the call says otherwise
         shrink_to_px  scale images down to this longest side before sending. Off by default: the answer to
@@ -356,7 +356,7 @@ class Client(BaseClient[Transport]):
         return self._run(self._conversation.server_info(self._start(timeout_s)))
 
     def health(self, *, deep: bool = False, timeout_s: float | None = None) -> Health:
-        """Look once whether the server whose turn it is can answer. The error is in the Health, not raised.
+        """Look once whether the next server can answer. The error is in the Health, not raised.
 
         deep  run an inference: Triton calls a model ready whose Python process has died
         """
@@ -628,7 +628,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
 
     async def _run_together(self, step: Together) -> list[Any]:
         runs = [self._run(part) for part in step.parts]
-        outcomes = await asyncio.gather(*runs, return_exceptions=True)  # none goes on after its caller
+        outcomes = await asyncio.gather(*runs, return_exceptions=True)  # none runs on after its caller
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome

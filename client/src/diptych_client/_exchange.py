@@ -126,7 +126,7 @@ class Exchange:
         may_retry: bool = True,
         headers: Pairs = (),
     ) -> Steps[Answered[Reply]]:
-        """at  the one server to ask; None: whose turn it is"""
+        """at  the one server to ask; None: the next one"""
 
         def step(address: Address, connect_timeout_s: float) -> Infer:
             return Infer(address, request, deadline, connect_timeout_s, headers)

@@ -26,7 +26,7 @@ from diptych_client._errors import (
     Overloaded,
 )
 
-# Threads cannot wait for longer than some hundred years; nobody waits for more than eleven days.
+# Threads cannot wait for longer than some hundred years; eleven days are longer than any call.
 LONGEST_TIMEOUT_S = 1e6
 
 

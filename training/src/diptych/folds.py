@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from diptych.errors import UserError
 
-VALIDATION_PARTS = 8  # of what is not held out, one part in so many chooses the epoch
+VALIDATION_PARTS = 8  # of what is not held out, one part in this many chooses the epoch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -157,7 +157,7 @@ class _Line:
         _OPEN.add(self)
 
     def close(self) -> None:
-        """Closing cancels: wait a little for the answers that nobody waits for any more."""
+        """Closing cancels: wait a little for the answers of calls that have ended here."""
         ends_s = time.monotonic() + wires.LINGER_S
         for call in tuple(self.given_up):
             with contextlib.suppress(grpc.FutureTimeoutError, grpc.FutureCancelledError):

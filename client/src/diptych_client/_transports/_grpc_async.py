@@ -121,7 +121,7 @@ class _Line:
         self.closing: asyncio.Future[None] | None = None
 
     async def close(self) -> None:
-        """Closing cancels: wait a little for the answers that nobody waits for any more."""
+        """Closing cancels: wait a little for the answers of calls that have ended here."""
         given_up = {call for call in self.calls if not call.done()}
         if given_up:
             await asyncio.wait(given_up, timeout=wires.LINGER_S)

@@ -90,9 +90,9 @@ MODEL_METADATA = service_pb2.ModelMetadataRequest(name=MODEL)
 
 # A deadline that the server sees cancels the call there, and in tritonserver 2.51.0 that races with the
 # answer: docs/promises.md. So the caller's deadline is kept here, and gRPC's own lies this much later. The
-# `timeout` in the request is still the caller's: what is late is dropped from Triton's queue.
+# `timeout` in the request is still the caller's, so Triton drops late requests from its queue.
 GRACE_S = 5.0
-# Closing cancels too: how long it waits for the answers that nobody waits for any more.
+# Closing cancels too: how long it waits for the answers of calls that have ended here.
 LINGER_S = 2.0
 # After this many calls in a row without an answer in time, the next one gets a new channel: a connection that
 # a load balancer or a lost node has dropped without a word stays silent for a quarter of an hour.

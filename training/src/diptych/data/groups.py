@@ -26,7 +26,7 @@ def group_items(items: Sequence[Item], spec: PreprocessingSpec, seed: int = 0) -
     if len(items) > MAX_ITEMS:
         raise UserError(
             f"found {len(items):,} items; near-duplicates are looked for among at most {MAX_ITEMS:,}. "
-            "With so many, one validation table and one test table are precise enough"
+            "With that number, one validation table and one test table are precise enough"
         )
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(lambda item: _hash(item, spec), items))

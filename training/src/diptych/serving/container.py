@@ -143,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tls-key", type=Path, help="PEM file, of the certificate's key")
     add("--tls-client-ca", type=Path, help="PEM file: callers must show certificates signed by it")
     add("--trace-url", metavar="URL", help="a collector that takes OTLP over HTTP: spans go there")
-    add("--trace-one-in", default=1000, type=_positive, help="of so many requests that no caller traces")
+    add("--trace-one-in", default=1000, type=_positive, help="trace one in N requests that no caller traces")
     add(
         "--triton-option",
         action="append",

@@ -19,7 +19,7 @@ POLL_S = 0.2
 # The file is emptied beyond this; its lines have been passed on.
 MAX_LOG_BYTES = 16 * 2**20
 WINDOW_S = 60.0
-# In each window: so many lines of one kind are passed on, and so many kinds are told apart.
+# In each window: how many lines of one kind are passed on, and how many kinds are told apart.
 NUM_SHOWN, MAX_KINDS = 5, 500
 # What differs between lines of one kind: W1123 18:08:55.312 7191 FILE.cc:123] "[request id: 7] ..."
 VARIES = re.compile(r"(?<=^[IWEF])\d{4} [\d:.]+ \d+|\[request id: [^\]]*\]|0x[0-9a-f]+|\d+")
