@@ -125,8 +125,8 @@ def _authority(host: str, port: int) -> str:
 class Resolver:
     """Looks names up in threads, because the C library's resolver cannot be interrupted.
 
-    One look-up for each name at a time: callers share it. Its result goes to `on_found`, also if no caller still
-    waits. A thread that hangs ends by itself. Safe to share between threads.
+    One look-up for each name at a time: callers share it. Its result goes to `on_found`, also if no
+    caller waits any more. A thread that hangs ends by itself. Safe to share between threads.
     """
 
     def __init__(self, on_found: Callable[[Endpoint, tuple[Address, ...]], None]) -> None:
