@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import COLOURS, WORDS, write_catalogue, write_picture
+import torch
+from conftest import COLOURS, WORDS, make_catalogue, write_catalogue, write_picture
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
 
@@ -19,9 +23,10 @@ from diptych.data.catalogue import read_catalogue
 from diptych.data.groups import group_items
 from diptych.doubtful import find_suspects, rank_suspects
 from diptych.errors import UserError
+from diptych.fold_average import write_average
 from diptych.folds import plan_folds, predict_out_of_fold
 from diptych.metrics import score_groups, summarize
-from diptych.run import Run
+from diptych.run import Run, load_run
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +160,106 @@ def test_a_fold_is_a_run_that_has_not_seen_what_it_answers(cross_validated: tupl
     for number in ("1", "2", "3"):
         metrics = json.loads((out / f"fold-{number}" / "metrics.json").read_text())
         assert metrics["train"]["num_items"] == len(folds) - folds.count(number)
+
+
+def test_the_averaged_run_has_the_backbones_of_the_folds_and_the_mean_of_their_heads(
+    cross_validated: tuple[Path, str],
+) -> None:
+    out, printed = cross_validated
+    folds = [load_file(out / f"fold-{number}" / "model.safetensors") for number in (1, 2, 3)]
+    averaged = load_file(out / "averaged" / "model.safetensors")
+    assert averaged.keys() == folds[0].keys()
+    for name in averaged.keys() - {"fusion_head.temperature"}:
+        each = torch.stack([fold[name] for fold in folds])
+        if ".backbone." in name:
+            assert (averaged[name] == each).all(), name
+        else:
+            assert torch.allclose(averaged[name], each.mean(dim=0), atol=1e-6), name
+    moved = "fusion_head.classifier.weight"
+    assert not torch.equal(folds[0][moved], folds[1][moved])
+    assert f"{out / 'averaged'}: one run, the mean of the folds' weights" in printed
+
+
+def test_the_averaged_run_is_scored_and_calibrated_by_answers_to_unseen_items(
+    cross_validated: tuple[Path, str],
+) -> None:
+    out, _ = cross_validated
+    results = json.loads((out / "cross_validation.json").read_text())
+    metrics = json.loads((out / "averaged" / "metrics.json").read_text())
+    assert metrics.keys() == {"train", "out_of_fold"}  # no score of the averaged model, which has seen all
+    assert metrics["out_of_fold"] == results["out_of_fold"]
+    assert metrics["train"]["num_items"] == results["out_of_fold"]["both"]["num_items"]
+    temperatures = load_run(out / "averaged").model.fusion_head.temperature.tolist()
+    assert temperatures == pytest.approx(list(metrics["train"]["temperature"].values()), abs=1e-4)
+
+
+def test_the_averaged_temperatures_follow_the_size_of_its_logits(
+    cross_validated: tuple[Path, str], tmp_path: Path
+) -> None:
+    out = cross_validated[0]
+    directories = [shutil.copytree(out / "fold-1", tmp_path / name) for name in ("fold-1", "fold-2")]
+    path = directories[1] / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    weights = load_file(path)
+    for name in ("fusion_head.classifier.weight", "fusion_head.classifier.bias"):
+        weights[name] = -weights[name] / 2
+    save_file(weights, path, metadata)
+    run = load_run(directories[0])
+    items = read_catalogue(str(run.config.data.val_csv), labels=None, preprocessors=[run.preprocessor])
+    write_average(
+        directories,
+        tmp_path / "averaged",
+        config=run.config,
+        held_out=[items[:20], items[20:]],
+        temperatures={"both": 0.5, "image_only": 1.0, "text_only": 2.0},
+        out_of_fold={},
+    )
+    temperatures = load_run(tmp_path / "averaged").model.fusion_head.temperature.tolist()
+    # The folds' logits have sizes of 1 and 1/2, in opposite directions: 3/4 in the mean.
+    # Those of the averaged model have 1/4.
+    assert temperatures == pytest.approx([0.5 / 3, 1 / 3, 2 / 3], rel=1e-4)
+
+
+def test_the_averaged_run_is_evaluated_asked_and_exported_like_any_other(
+    cross_validated: tuple[Path, str], tmp_path: Path
+) -> None:
+    averaged = shutil.copytree(cross_validated[0] / "averaged", tmp_path / "averaged")
+    table = make_catalogue(tmp_path / "new", 36, first_seed=3000)
+    for command in (
+        ["evaluate", str(averaged), "--set", f"data.test_csv={table}"],
+        ["predict", str(averaged), "--text", "a sun and a fire"],
+        ["export", str(averaged), "--to", str(tmp_path / "repository"), "--precision", "fp32"],
+    ):
+        result = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    metrics = json.loads((averaged / "metrics.json").read_text())
+    assert metrics["test"]["both"]["accuracy"] > 0.7
+    assert {"train", "out_of_fold"} < metrics.keys()
+    assert (tmp_path / "repository" / "classifier" / "1" / "manifest.json").is_file()
+
+
+def test_fine_tuned_folds_leave_no_averaged_run(tiny_config: Path, tmp_path: Path) -> None:
+    earlier = tmp_path / "averaged" / "model.safetensors"
+    earlier.parent.mkdir()
+    earlier.touch()
+    overrides = ["train.freeze_backbones=false", "train.epochs=1"]
+    cross_validate(load_config(tiny_config, overrides), tmp_path, 2)
+    assert not earlier.exists()
+    assert (tmp_path / "cross_validation.json").is_file()
+
+
+def test_folds_that_started_from_other_weights_are_not_averaged(
+    cross_validated: tuple[Path, str], tiny_config: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(cross_validated[0], tmp_path / "validated")
+    path = out / "fold-2" / "fingerprint.json"
+    fingerprint = json.loads(path.read_text())
+    path.write_text(json.dumps({**fingerprint, "weights to start from": "another version of them"}))
+    message = r"fold-2: started from other weights than .*fold-3.* Delete them and run the same command again"
+    with pytest.raises(UserError, match=message):
+        cross_validate(load_config(tiny_config, ["train.epochs=6"]), out, 3)
+    assert not (out / "averaged" / "model.safetensors").exists()
 
 
 def test_a_second_time_only_what_has_changed_is_trained(

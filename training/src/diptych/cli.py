@@ -89,7 +89,7 @@ def train(
 ) -> None:
     """Train a classifier, then evaluate it where the config names a test set."""
     from diptych.config import load_config
-    from diptych.cross_validation import cross_validate
+    from diptych.cross_validation import AVERAGED, cross_validate
     from diptych.cross_validation_table import describe
     from diptych.evaluate import evaluate
     from diptych.parallel import is_main_process
@@ -101,6 +101,8 @@ def train(
         results = cross_validate(loaded, out, folds)
         if is_main_process():
             typer.echo(describe(results))
+            if loaded.train.freeze_backbones:
+                typer.echo(f"{out / AVERAGED}: one run, the mean of the folds' weights")
         return
     run = train(loaded, out)
     if not is_main_process():

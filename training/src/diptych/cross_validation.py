@@ -1,6 +1,7 @@
 """Cross-validation: each item is answered by a model that was trained without it and its near-duplicates.
 
-OUT/fold-1 ... are runs like any other. OUT/cross_validation.json comes last: where it is, all is there.
+OUT/fold-1 ... are runs like any other, and so is OUT/averaged, which is written where backbones are frozen.
+OUT/cross_validation.json comes last: where it is, all is there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from diptych.doubtful import rank_suspects, write_suspects
 from diptych.embedding_cache import embed_items_once
 from diptych.errors import UserError
 from diptych.fingerprint import FINGERPRINT_FILE, fingerprint_items
+from diptych.fold_average import write_average
 from diptych.fold_baselines import answer_baselines
 from diptych.folds import Fold, plan_folds
 from diptych.json_file import write_json
@@ -40,6 +42,7 @@ from diptych.train import build_preprocessor, explain_failed_writing, read_catal
 RESULTS_FILE = "cross_validation.json"
 ANSWERS_FILE = "out_of_fold.csv"
 SUSPECTS_FILE = "doubtful.csv"
+AVERAGED = "averaged"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,8 +71,8 @@ def cross_validate(config: Config, out: Path, num_folds: int) -> dict[str, Any]:
     accelerator = start_accelerator(config.train.precision)
     data = from_main(accelerator, lambda: _read_items(config, num_folds))
     if accelerator.is_main_process:
-        for name in (RESULTS_FILE, ANSWERS_FILE, SUSPECTS_FILE):  # of an earlier cross-validation
-            (out / name).unlink(missing_ok=True)
+        for name in (RESULTS_FILE, ANSWERS_FILE, SUSPECTS_FILE, f"{AVERAGED}/{WEIGHTS_FILE}"):
+            (out / name).unlink(missing_ok=True)  # of an earlier cross-validation
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, labels=data.labels, test_csv=None)
     )
@@ -82,9 +85,10 @@ def cross_validate(config: Config, out: Path, num_folds: int) -> dict[str, Any]:
     if not accelerator.is_main_process:
         return {}
     answers, temperatures = _answer_out_of_fold(data, directories)
+    out_of_fold = {name: _score(data, each) for name, each in answers.items()}
     results = {
         "num_folds": num_folds,
-        "out_of_fold": {name: _score(data, each) for name, each in answers.items()},
+        "out_of_fold": out_of_fold,
         "by_fold": [_score_fold(data, answers, fold) for fold in data.folds],
         "baselines": {
             baseline: {name: _score(data, each) for name, each in of_baseline.items()}
@@ -98,6 +102,15 @@ def cross_validate(config: Config, out: Path, num_folds: int) -> dict[str, Any]:
     with explain_failed_writing(out):
         _write_answers(data, both, out / ANSWERS_FILE)
         write_suspects(suspects, out / SUSPECTS_FILE)
+        if config.train.freeze_backbones:
+            write_average(
+                directories,
+                out / AVERAGED,
+                config=config,
+                held_out=[_take(data.items, fold.held_out) for fold in data.folds],
+                temperatures=temperatures,
+                out_of_fold=out_of_fold,
+            )
         write_json(out / RESULTS_FILE, results)
     return results
 

@@ -18,6 +18,7 @@ from diptych.progress import progress_bar
 from diptych.run import Run
 
 FINGERPRINT_FILE = "fingerprint.json"
+STARTING_WEIGHTS = "weights to start from"
 ITEMS_AT_ONCE = 256
 
 
@@ -34,7 +35,7 @@ def fingerprint(run: Run, train_items: Sequence[Item], val_items: Sequence[Item]
         "settings": _digest(repr(dataclasses.replace(config, train=steps))),
         "labels": _digest(json.dumps(run.labels)),
         "preprocessing": _digest(spec + run.preprocessor.tokenizer_json),
-        "weights to start from": digest_tensors(run.model.state_dict()),
+        STARTING_WEIGHTS: digest_tensors(run.model.state_dict()),
         **fingerprint_items(config.data, {"training items": train_items, "validation items": val_items}),
     }
 

@@ -274,7 +274,12 @@ class Trainer:
         """Without backbones that do not change."""
         if not self._config.freeze_backbones:
             return weights
-        return {name: tensor for name, tensor in weights.items() if ".backbone." not in name}
+        return without_backbones(weights)
+
+
+def without_backbones(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A classifier's tensors but for those of its backbones."""
+    return {name: tensor for name, tensor in weights.items() if ".backbone." not in name}
 
 
 def drop_modalities(batch: Inputs | Embeddings, chance: Tensor, config: TrainConfig) -> Inputs | Embeddings:
