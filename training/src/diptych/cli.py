@@ -82,7 +82,8 @@ def train(
         Optional[int],
         typer.Option(
             help="Cross-validate instead: train this many models, each without a part of all items, and "
-            "report what they say to the part that they have not seen.",
+            "report what they say to the part that they have not seen. Where backbones are frozen, "
+            "OUT/averaged is one run with the mean of their weights.",
             min=2,
         ),
     ] = None,
