@@ -44,8 +44,8 @@ def write_average(
 
     The averaged model has seen every item, so no item's label can calibrate it. Its temperatures start from
     those of the folds' models, which are fitted on answers to items that the answering model has not seen. As
-    averaging makes logits smaller, each is multiplied by the ratio of their sizes, which needs no label. The
-    ratio is of all items; an item is new to one of the folds' models, on both sides of it.
+    averaging makes logits smaller, each is multiplied by the ratio of their sizes over all items. The ratio
+    needs no label, and both sides have seen an item equally often: all folds but one were trained on it.
 
     held_out      the items of each fold; the run keeps some of all of them as its examples
     temperatures  by condition, for the folds' models
