@@ -104,7 +104,7 @@ def draw_missing(shares: Sequence[float], curves: Mapping[str, NDArray[np.float6
     """
     figure = Figure(figsize=(HALF_INCHES, 3.6), layout="constrained")
     axes = figure.subplots()
-    lost = {"text_only": "pictures go missing", "image_only": "words go missing"}
+    lost = {"text_only": "images go missing", "image_only": "texts go missing"}
     for name, accuracy in curves.items():
         mean, spread = accuracy.mean(axis=1), accuracy.std(axis=1)
         colour = CONDITION_COLOURS[name]

@@ -113,7 +113,7 @@ def describe_confidence(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def describe_missing(evaluation: Evaluation) -> dict[str, Any] | None:
-    """Accuracy as pictures, and as words, go missing; None where the items never have both."""
+    """Accuracy as images, and as texts, go missing; None where the items never have both."""
     if evaluation.answers.keys() != CONDITIONS.keys():
         return None
     is_right = {name: answer.is_right(evaluation.truth) for name, answer in evaluation.answers.items()}
@@ -129,7 +129,7 @@ def describe_missing(evaluation: Evaluation) -> dict[str, Any] | None:
     }
     figure = figures.draw_missing(MISSING_SHARES, curves)
     return {
-        "figure": figures.to_svg(figure, "missing", "Accuracy as pictures or words go missing"),
+        "figure": figures.to_svg(figure, "missing", "Accuracy as images or texts go missing"),
         "rows": [
             (share, curves["text_only"][row].mean(), curves["image_only"][row].mean())
             for row, share in enumerate(MISSING_SHARES)
