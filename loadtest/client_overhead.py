@@ -29,7 +29,7 @@ from PIL import Image
 from rich.table import Table
 
 from diptych.progress import console
-from diptych.serving import Server
+from diptych.serving import Server, children
 from diptych_client import Client
 
 CONCURRENCIES = (1, 16)
@@ -67,6 +67,7 @@ class Estimate:
 
 
 def main() -> int:
+    children.end_in_order()
     options = _parse()
     num_rounds, seconds = (2, 1.0) if options.quick else (options.rounds, options.seconds)
     with Server(options.repository, http_port=0, grpc_port=0, metrics_port=0) as server:
