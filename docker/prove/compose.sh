@@ -5,6 +5,7 @@
 #   docker/prove/compose.sh [MODEL_REPOSITORY [CATALOGUE]]
 set -euo pipefail
 namespaces=(--net)
+tools=(podman runc netavark aardvark-dns iptables iproute2 catatonit) # the last is the first process of `init: true`
 # shellcheck source=docker/prove/engine.sh
 source "$(dirname "$0")/engine.sh"
 ip link set lo up
@@ -40,7 +41,6 @@ clean_up() {
 }
 trap clean_up EXIT
 
-install_tools podman runc netavark aardvark-dns iptables iproute2 catatonit # the first process of `init: true`
 
 say "Up: ${services[*]}"
 # podman leaves the timers of health checks to systemd, and podman-compose knows no replicas.

@@ -1,8 +1,14 @@
 # Sourced by the other scripts: an engine on a machine that has none. Debian's podman with runc, in namespaces of
-# the script's own, its images under build/images. `namespaces` says which, besides the mounts.
+# the script's own, its images under build/images. `namespaces` says which, besides the mounts; `tools` names the
+# Debian packages that the script needs. They are installed first, because a namespace may have no network.
 # shellcheck shell=bash disable=SC2034,SC2154
 
 if [ -z "${PROVE_HAS_NAMESPACES:-}" ]; then
+    missing=()
+    for package in "${tools[@]}"; do
+        dpkg-query --show --showformat '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] || { apt-get update -qq && apt-get install -qq --no-install-recommends "${missing[@]}"; }
     PROVE_HAS_NAMESPACES=1 exec unshare --mount "${namespaces[@]}" "$0" "$@"
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
@@ -56,12 +62,4 @@ make_debian() {
     mmdebstrap --quiet --variant=minbase \
         --include=ca-certificates,libpython3.11,python3,python3-pip,python3-venv,rclone bookworm - |
         engine import --quiet - "$debian"
-}
-
-install_tools() {
-    local missing=()
-    for package in "$@"; do
-        dpkg-query --show --showformat '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || missing+=("$package")
-    done
-    [ ${#missing[@]} -eq 0 ] || { apt-get update -qq && apt-get install -qq --no-install-recommends "${missing[@]}"; }
 }

@@ -6,6 +6,7 @@
 #   docker/prove/images.sh [MODEL_REPOSITORY]
 set -euo pipefail
 namespaces=()
+tools=(podman buildah runc netavark mmdebstrap)
 # shellcheck source=docker/prove/engine.sh
 source "$(dirname "$0")/engine.sh"
 
@@ -137,7 +138,6 @@ check_reproducible() {
     [ "$first" = "$second" ] || fail "two builds of the same files have other layers"
 }
 
-install_tools podman buildah runc netavark mmdebstrap
 build_images
 say "Start, as compose.yaml does: no rights, a read-only root, no capabilities, seccomp, 4 GiB"
 start_server

@@ -5,6 +5,7 @@
 #   docker/prove/training.sh [CATALOGUES]
 set -euo pipefail
 namespaces=()
+tools=(podman buildah runc netavark mmdebstrap)
 # shellcheck source=docker/prove/engine.sh
 source "$(dirname "$0")/engine.sh"
 
@@ -21,7 +22,6 @@ diptych() {
 clean_up() { rm -rf "$work"; }
 trap clean_up EXIT
 
-install_tools podman buildah runc netavark mmdebstrap
 make_debian
 say "docker/training.Dockerfile on it"
 build --build-arg "PYTHON_IMAGE=$debian" --tag "$image" --file docker/training.Dockerfile .
