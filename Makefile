@@ -29,12 +29,12 @@ help: ## list the targets
 
 setup: $(SETUP) ## install everything into .venv (5 GB: PyTorch with CUDA, and the embedded tritonserver)
 
-$(SETUP): training/pyproject.toml training/constraints.txt client/pyproject.toml
+$(SETUP): training/pyproject.toml serving/pyproject.toml training/constraints.txt client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
 		{ echo "Diptych needs Python 3.10 to 3.12, found $$($(PYTHON) --version). Name another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "Debian and Ubuntu keep venv apart: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on \
-		--constraint training/constraints.txt --editable 'client[local,score,demo,tracing,heic]' --editable 'training[quickstart,embedded,loadtest,bench,dev,operations]'
+		--constraint training/constraints.txt --editable 'client[local,score,demo,tracing,heic]' --editable 'serving[tools,embedded]' --editable 'training[quickstart,embedded,loadtest,bench,dev,operations]'
 	@touch $@
 
 $(DATA): | $(SETUP)
@@ -63,7 +63,7 @@ test: $(SETUP) ## all tests, those against the real tritonserver included
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
 check: lint ## ruff, mypy, unit and contract tests
-	@$(BIN)/python -m pytest tests/client tests/unit tests/contract
+	@$(BIN)/python -m pytest --ignore tests/e2e
 
 # The client promises more Pythons and NumPys than the rest. Its tests need no server, no torch and no other package here.
 CLIENT_CHECK = build/client-check-$(notdir $(PYTHON))
@@ -90,13 +90,13 @@ loadtest: $(EXPORTED) ## load the served model; fail on a breach of loadtest/slo
 	@$(BIN)/python -m loadtest --repository $(REPOSITORY) $(LOADTEST)
 
 bench: $(SETUP) $(DATA) ## speed beside the article's path, the ceiling and other servers: loadtest/results/bench.json
-	@$(BIN)/python -m loadtest.bench $(BENCH)
+	@$(BIN)/python -m bench.speed $(BENCH)
 
 bench-gpu: $(SETUP) $(DATA) ## the same on a GPU, in fp16; has not run yet
-	@$(BIN)/python -m loadtest.bench --target gpu $(BENCH)
+	@$(BIN)/python -m bench.speed --target gpu $(BENCH)
 
 overhead: $(EXPORTED) ## what the client costs over raw tritonclient
-	@$(BIN)/python -m loadtest.client_overhead --repository $(REPOSITORY)
+	@$(BIN)/python -m bench.overhead --repository $(REPOSITORY)
 
 # Tools that do not go into .venv: checkov pins a hundred packages, KServe's SDK brings as many.
 KUBERNETES_LINT := docker/kubernetes/lint

@@ -11,8 +11,9 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     SOURCE_DATE_EPOCH=315532800
 COPY training/constraints.txt docker/requirements/loadtest.txt /src/
 COPY client /src/client
+COPY serving /src/serving
 RUN python3 -m venv /opt/venv \
-    && /opt/venv/bin/pip install --constraint /src/constraints.txt '/src/client[demo,score]' \
+    && /opt/venv/bin/pip install --constraint /src/constraints.txt '/src/client[demo,score]' /src/serving \
         --requirement /src/loadtest.txt
 
 FROM ${PYTHON_IMAGE}
@@ -24,8 +25,6 @@ ENV HOME=/tmp \
     PYTHONUNBUFFERED=1
 COPY --from=build /opt/venv /opt/venv
 COPY --chmod=755 loadtest /opt/diptych/loadtest
-# The two modules of the training package that the load test shares.
-COPY --chmod=755 training/src/diptych/__init__.py training/src/diptych/errors.py training/src/diptych/progress.py /opt/diptych/diptych/
 
 ARG VERSION=0.1.0
 ARG REVISION=unknown

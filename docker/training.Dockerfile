@@ -14,9 +14,10 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 COPY training/constraints.txt /src/
 COPY model_repository /src/model_repository
 COPY client /src/client
+COPY serving /src/serving
 COPY training /src/training
 RUN python3 -m venv /opt/venv \
-    && /opt/venv/bin/pip install --constraint /src/constraints.txt /src/client '/src/training[quickstart]'
+    && /opt/venv/bin/pip install --constraint /src/constraints.txt /src/client '/src/serving[tools]' '/src/training[quickstart]'
 
 FROM ${PYTHON_IMAGE}
 ENV DIPTYCH_CACHE=/tmp/diptych \

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from diptych.errors import UserError
-from diptych.serving import Server, children
+from diptych_serving.errors import UserError
+from diptych_serving.server import Server, children
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 REPOSITORY = Path("build/model_repository")

@@ -11,7 +11,7 @@ from typing import Annotated, Protocol
 
 import msgspec
 
-from diptych.errors import UserError
+from diptych_serving.errors import UserError
 
 if sys.version_info >= (3, 11):
     import tomllib

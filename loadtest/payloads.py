@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from diptych.errors import UserError
 from diptych_client._answer import Request
+from diptych_serving.errors import UserError
 
 BOTH, IMAGE, TEXT, CORRUPT = "both", "image", "text", "corrupt"
 KINDS = (BOTH, IMAGE, TEXT, CORRUPT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from diptych.errors import UserError
+from diptych_serving.errors import UserError
 
 CONSTANT, STEP, SOAK, SPIKE = "constant", "step", "soak", "spike"
 SHAPES = (CONSTANT, STEP, SOAK, SPIKE)

@@ -15,7 +15,7 @@ import gevent
 from locust.env import Environment
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
-from diptych.errors import UserError
+from diptych_serving.errors import UserError
 from loadtest.caller import Caller
 from loadtest.objectives import load_objectives
 from loadtest.outcome import measure

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from locust import LoadTestShape
 
-from diptych.errors import UserError
+from diptych_serving.errors import UserError
 from loadtest.plan import Phase, make_plan
 
 

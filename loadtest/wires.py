@@ -19,13 +19,13 @@ import grpc.experimental.gevent
 from geventhttpclient import HTTPClient
 from tritonclient.grpc.service_pb2 import ModelInferResponse
 
-from diptych.errors import UserError
 from diptych_client import InvalidInput
 from diptych_client._answer import Request
 from diptych_client._environment import headers_of, tls_of
 from diptych_client._headers import Headers
 from diptych_client._tls import Tls
 from diptych_client._transports import _grpc_wire, _http_wire
+from diptych_serving.errors import UserError
 
 GRPC_METHOD = "/inference.GRPCInferenceService/ModelInfer"
 # Photographs are larger than the 4 MiB that gRPC accepts by itself; and a proxy would be tested instead.

@@ -162,7 +162,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 def measure_all() -> Iterator[tuple[str, int, float, float, str]]:
     """(name, bytes of the file, seconds of CPU, MiB of memory on top, what came of it) of each bomb."""
-    from diptych.preprocessing import InvalidInput, PreprocessingSpec, fit_image
+    from diptych_serving.preprocessing import InvalidInput, PreprocessingSpec, fit_image
 
     spec = PreprocessingSpec(image_size_px=224, max_tokens=32)
     for format in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):  # libraries load at first use

@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from diptych.config import load_config
-from diptych.evaluate import evaluate
-from diptych.export.repository import export
-from diptych.run import Run
-from diptych.train import train
+from diptych.config.loader import load_config
+from diptych.evaluation.evaluate import evaluate
+from diptych.export.export import export
+from diptych.runs.run import Run
+from diptych.train.train import train
 
 COLOURS = {"cold": (40, 80, 220), "green": (30, 170, 60), "warm": (220, 60, 30)}
 WORDS = {"cold": "ice snow winter lake", "green": "leaf grass garden tree", "warm": "fire sun summer lamp"}

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.errors import UserError
-from diptych.release.activation import activate
-from diptych.release.repository import ENSEMBLE, STEPS, loaded_by_step, serving_version
-from diptych.release.undo import Unreachable
-from diptych.serving.signals import Stopped, signals_raise_stopped
+from diptych_serving.errors import UserError
+from diptych_serving.release.activation import activate
+from diptych_serving.release.undo import Unreachable
+from diptych_serving.repository.layout import ENSEMBLE, STEPS, loaded_by_step, serving_version
+from diptych_serving.server.signals import Stopped, signals_raise_stopped
 
 DONE, REFUSED, STOPPED = 0, 3, 4
 ANSWER = np.array([0.25, 0.75], dtype=np.float32)

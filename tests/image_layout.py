@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,10 @@ def lay_out(dockerfile: Path, root: Path) -> None:
                 to /= Path(source).name
             to.parent.mkdir(parents=True, exist_ok=True)
             subprocess.run(["cp", "-rT", ROOT / source, to], check=True)
+    if "/mnt/wheels/*.whl" in dockerfile.read_text():
+        options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+        target = ["--target", root / "opt/diptych", root / "src/serving"]
+        subprocess.run([sys.executable, "-m", "pip", "install", *options, *target], check=True)
 
 
 def link_signature_packages(root: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diptych.serving.installation import ENVIRONMENT_VARIABLE, find_installation
+from diptych_serving.server.installation import ENVIRONMENT_VARIABLE, find_installation
 
 needs_python_stubs = pytest.mark.skipif(
     find_installation().has_native_pytorch,

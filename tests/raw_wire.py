@@ -14,7 +14,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from diptych.serving import Server
+from diptych_serving.server import Server
 
 Item = tuple[bytes, bytes]
 Ask = Callable[[bytes, bytes], NDArray[np.float32]]

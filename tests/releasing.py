@@ -6,7 +6,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from diptych.cli import app
+from diptych.cli.main import app
 
 
 def run_command(*arguments: str | Path) -> str:

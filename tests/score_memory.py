@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from conftest import write_picture
 from tiny_repository import build_tiny_repository
 
-from diptych.serving import Server
+from diptych_serving.server import Server
 
 NUM_PICTURES = 60
 LOOK_EVERY_S = 0.1

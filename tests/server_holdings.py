@@ -7,7 +7,7 @@ import urllib.request
 
 import psutil
 
-from diptych.serving import Server, leftovers
+from diptych_serving.server import Server, leftovers
 
 
 def num_pending(server: Server) -> float:

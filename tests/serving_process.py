@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from diptych.serving import leftovers
+from diptych_serving.server import leftovers
 
 SERVE = """
 import json, sys
 from pathlib import Path
-from diptych.serving import serve
-from diptych.serving.supervisor import Restarts
+from diptych_serving.server import serve
+from diptych_serving.server.supervisor import Restarts
 options = json.loads(sys.argv[2])
 restarts = Restarts(**options.pop("restarts", {}))
 sys.exit(serve(Path(sys.argv[1]), http_port=0, grpc_port=0, metrics_port=0, restarts=restarts, **options))

@@ -25,8 +25,8 @@ import tritonclient.grpc as triton
 from tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
 from traffic import NO_RETRIES, Traffic
 
-from diptych.serving import Server, children
 from diptych_client import Client
+from diptych_serving.server import Server, children
 
 NUM_CALLS, CONCURRENCY = 1000, 64
 WORDS = "a red cat"

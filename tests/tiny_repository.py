@@ -17,8 +17,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
-from diptych import metering, preprocessing
-from diptych.release.repository import MANIFEST_FILE, sha256
+from diptych_serving import metering, preprocessing
+from diptych_serving.repository.layout import MANIFEST_FILE, sha256
 
 SOURCE = Path(__file__).parents[1] / "model_repository"
 LABELS = ["animals", "food", "tools"]

@@ -68,13 +68,13 @@ check_confinement() {
         grep -q "^NoNewPrivs:.1$" /proc/1/status
         grep -q "^Seccomp:.2$" /proc/1/status
         grep -qz "^STANDIN_ENTRYPOINT=1$" /proc/1/environ
-        [ "$(tr "\\0" " " < /proc/1/cmdline | cut -d " " -f 1-3)" = "python3 -m diptych.serving.container" ]
+        [ "$(tr "\\0" " " < /proc/1/cmdline | cut -d " " -f 1-3)" = "python3 -m diptych_serving.container" ]
         ! touch /opt/diptych/x 2>/dev/null
         ! touch /models/x 2>/dev/null
         ! command -v gcc cc c++ make' || fail "not as confined as it should be"
     client --entrypoint python3 diptych-serving:proof -c '
 import importlib.util as u, numpy, PIL, tokenizers
-assert not u.find_spec("torch") and not u.find_spec("typer") and not u.find_spec("diptych.train")
+assert not u.find_spec("torch") and not u.find_spec("typer") and not u.find_spec("diptych.train.train")
 print("numpy", numpy.__version__, "pillow", PIL.__version__, "tokenizers", tokenizers.__version__)' || fail "packages"
 }
 
@@ -92,7 +92,7 @@ check_fetch() {
     for source in /releases :local:/releases; do
         engine run --rm "${locked[@]}" --network none --tmpfs /models:mode=1777,size=1g \
             --volume "$repository:/releases:ro" --entrypoint python3 diptych-serving:proof \
-            -m diptych.serving.fetch "$source" --wait-s 0 || fail "fetch $source"
+            -m diptych_serving.fetch "$source" --wait-s 0 || fail "fetch $source"
     done
 }
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loadtest.release_show.__main__ import export_versions
 from raw_wire import Item
 
-from diptych.run import Run
-from diptych.serving import Server
+from bench.release_show.__main__ import export_versions
+from diptych.runs.run import Run
+from diptych_serving.server import Server
 
 KINDS = ("both", "picture only", "words only")
 

@@ -17,10 +17,10 @@ import trustme
 from raw_wire import grpc_channel
 from tritonclient.utils import InferenceServerException
 
-from diptych.release.control import Control
-from diptych.serving import Server
-from diptych.serving.admin_key import AdminKey, find_admin_key
 from diptych_client import Client, Tls
+from diptych_serving.release.control import Control
+from diptych_serving.server import Server
+from diptych_serving.server.admin_key import AdminKey, find_admin_key
 
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # the second: its IPv6 form
 WRONG = AdminKey("x-diptych-admin-key", "not-the-key-of-this-server")

@@ -10,12 +10,12 @@ from bombs import BOMBS
 from hostile_inputs import hostile_items
 from raw_wire import Item, Refused, ask_over_grpc, ask_over_http, grpc_channel
 
-from diptych.serving import Server
+from diptych_serving.server import Server
 
 NUM_CALLERS = 8
 NUM_CALLS = 400
 COMPANY = 1e-5  # batches of other sizes add the same numbers in another order
-# The largest are left to tests/unit/test_abuse_bombs.py: sending them would take most of the time here.
+# The largest are left to tests/serving/test_abuse_bombs.py: sending them would take most of the time here.
 MAX_BYTES = 2_000_000
 
 

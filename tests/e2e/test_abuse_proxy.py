@@ -21,9 +21,9 @@ import yaml
 from raw_wire import Item
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from diptych.serving import Server
-from diptych.serving.ports import Ports
 from diptych_client import Client
+from diptych_serving.server import Server
+from diptych_serving.server.ports import Ports
 
 CONFIG = Path(__file__).parents[2] / "docker/proxy/envoy.yaml"
 LOCALHOST = "127.0.0.1"

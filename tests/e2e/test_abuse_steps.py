@@ -14,7 +14,7 @@ from hostile_tensors import Tensors, of_equal_shape, of_other_shapes
 from raw_wire import TIMEOUT_S, Item, ask_over_grpc, grpc_channel, infer
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from diptych.serving import Server
+from diptych_serving.server import Server
 
 SIZE_PX, MAX_TOKENS = 64, 24  # of the tiny config
 NUM_CALLS, NUM_CALLERS, NUM_STRANGERS = 300, 6, 3

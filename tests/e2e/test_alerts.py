@@ -25,8 +25,8 @@ import yaml
 from raw_wire import Item, Refused, grpc_channel, infer
 from tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
 
-from diptych.metering import ALIVE, PERIOD_S
-from diptych.serving import Server, leftovers
+from diptych_serving.metering import ALIVE, PERIOD_S
+from diptych_serving.server import Server, leftovers
 
 RULES = Path(__file__).parents[2] / "docker/prometheus/rules"
 SCRAPE_S = 30  # twice that of prometheus.yml: promtool needs half the time

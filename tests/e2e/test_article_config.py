@@ -10,11 +10,11 @@ import torchvision
 from conftest import make_text_backbone
 from transformers import BertConfig, BertModel
 
-from diptych.config import load_config
-from diptych.errors import UserError
+from diptych.config.loader import load_config
 from diptych.models.backbones import build_image_encoder, build_text_encoder, tokenizer_json
 from diptych.models.classifier import Classifier, Inputs
 from diptych.models.fusion import FusionHead
+from diptych_serving.errors import UserError
 
 ARTICLE = Path(__file__).parents[2] / "training" / "configs" / "article.toml"
 

@@ -16,10 +16,10 @@ from hostile_inputs import HostileItem, OddItem, hostile_items, odd_items
 from numpy.typing import NDArray
 from raw_wire import Ask, Item, Refused, ask_over_grpc, ask_over_http, grpc_channel, tells_of_our_insides
 
-from diptych.predict import predict
-from diptych.run import Run
-from diptych.serving import Server
+from diptych.evaluation.predict import predict
+from diptych.runs.run import Run
 from diptych_client import Client, InvalidInput, Limits
+from diptych_serving.server import Server
 
 ODD = odd_items()
 HOSTILE = hostile_items()

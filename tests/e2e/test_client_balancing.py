@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from hostile_proxy import Fault, HostileProxy
 
-from diptych.serving import Server
 from diptych_client import AsyncClient, Client, ConnectionFailed
+from diptych_serving.server import Server
 
 WIRES = ("grpc", "http")
 TIMEOUT_S = 10

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import write_picture
 
-from diptych.serving import Server
+from diptych_serving.server import Server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=1280,900")

@@ -18,7 +18,6 @@ from hostile_proxy import Fault, HostileProxy
 from python_stubs import needs_python_stubs
 from tiny_repository import build_tiny_repository
 
-from diptych.serving import Server, leftovers
 from diptych_client import (
     Answer,
     AsyncClient,
@@ -30,6 +29,7 @@ from diptych_client import (
     Retries,
     ServerFault,
 )
+from diptych_serving.server import Server, leftovers
 
 TIMEOUT_S = 1.5
 # What a loaded machine may take to notice.

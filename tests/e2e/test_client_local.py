@@ -12,8 +12,8 @@ import pytest
 from raw_wire import Item
 from tiny_repository import build_tiny_repository, write_manifest
 
-from diptych.serving import Server
 from diptych_client import AsyncClient, Client, InvalidInput
+from diptych_serving.server import Server
 
 LOAD_WITHOUT_TORCH = """
 import sys

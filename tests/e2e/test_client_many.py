@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from raw_wire import Item
 
-from diptych.serving import Server
 from diptych_client import AsyncClient, Client, InvalidInput, Outcome
+from diptych_serving.server import Server
 
 CONCURRENCY = 4
 HELD = 2 * CONCURRENCY

@@ -19,8 +19,8 @@ import pytest
 from conftest import write_picture
 from hostile_proxy import HostileProxy
 
-from diptych.serving import Server
 from diptych_client import Client
+from diptych_serving.server import Server
 
 EXAMPLE = Path(__file__).parents[2] / "client/examples/ray_score.py"
 # More than one block, so that there is one for each actor.

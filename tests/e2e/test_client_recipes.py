@@ -15,9 +15,9 @@ from conftest import make_catalogue, write_picture
 from fastapi.testclient import TestClient
 from hostile_proxy import HostileProxy
 
-from diptych.serving import Server
 from diptych_client import ConnectionFailed, DiptychError, InvalidInput
 from diptych_client.testing import FakeServer
+from diptych_serving.server import Server
 
 README = Path(__file__).parents[2] / "client/README.md"
 BLOCKS = {

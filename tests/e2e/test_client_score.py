@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import make_catalogue, write_picture
 
-from diptych.serving import Server
 from diptych_client import Answer, Client, ConnectionFailed, InvalidInput, ServerFault, score_table
 from diptych_client._cli import main
+from diptych_serving.server import Server
 
 BAD = 5  # the row of the tables below whose picture is not one
 

@@ -14,10 +14,10 @@ import pytest
 from certificates import make_certificates
 from tiny_repository import LABELS, build_tiny_repository
 
-from diptych.serving import Server
-from diptych.serving.probe import grpc_responds
-from diptych.serving.tls import ServerTls
 from diptych_client import AsyncClient, Client, ConnectionFailed, NotAllowed, Tls
+from diptych_serving.server import Server
+from diptych_serving.server.probe import grpc_responds
+from diptych_serving.server.tls import ServerTls
 
 ROOT = Path(__file__).parents[2]
 KEY = "the-key-of-this-deployment"

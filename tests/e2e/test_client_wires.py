@@ -19,8 +19,7 @@ from hostile_proxy import HostileProxy
 from PIL import Image
 from raw_wire import Item
 
-from diptych.run import Run
-from diptych.serving import Server
+from diptych.runs.run import Run
 from diptych_client import (
     AsyncClient,
     Client,
@@ -29,6 +28,7 @@ from diptych_client import (
     ServerInfo,
     Tls,
 )
+from diptych_serving.server import Server
 
 TIMEOUT_S = 30
 

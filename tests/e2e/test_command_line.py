@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diptych import cli
-from diptych.run import Run
+from diptych.cli.main import main as cli
+from diptych.runs.run import Run
 
 Diptych = Callable[..., tuple[int, str, str]]
 

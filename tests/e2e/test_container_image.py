@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from image_layout import SERVING, lay_out, link_signature_packages
 from serving_process import END_TIMEOUT_S, ServingProcess
 
-from diptych.release.signing import load_private_key, sign_manifest
-from diptych.serving.installation import find_installation
 from diptych_client import Client
+from diptych_serving.repository.signing import load_private_key, sign_manifest
+from diptych_serving.server.installation import find_installation
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def entry_point(python: list[str], public_key: Path) -> list[str]:
     """What takes the repository as its last argument."""
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     options = ["--host", "127.0.0.1", *ports, "--require-signature", str(public_key), "--repository"]
-    return [*python, "-m", "diptych.serving.container", *options]
+    return [*python, "-m", "diptych_serving.container", *options]
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_the_images_files_serve_what_is_signed_are_found_healthy_and_end_with_st
 
     http, metrics = (str(urlsplit(container.url(wire)).port) for wire in ("HTTP", "metrics"))
     ports = ["--http-port", http, "--metrics-port", metrics]
-    health_check = [*python, "-m", "diptych.serving.healthcheck", "--ready", *ports]
+    health_check = [*python, "-m", "diptych_serving.healthcheck", "--ready", *ports]
     found = subprocess.run(health_check, check=False, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
 

@@ -21,13 +21,13 @@ import pytest
 from tiny_repository import tiny_tokenizer
 from tokenizers import Tokenizer, models
 
+from diptych.config.sections import DataConfig
 from diptych.data.catalogue import labels_of, read_catalogue, read_split
-from diptych.data.config import DataConfig
+from diptych.data.dataset import ItemDataset, load_batches
 from diptych.data.items import Item
-from diptych.data.location import Location
-from diptych.dataset import ItemDataset, load_batches
-from diptych.errors import UserError
-from diptych.preprocessing import PreprocessingSpec, Preprocessor
+from diptych.location import Location
+from diptych_serving.errors import UserError
+from diptych_serving.preprocessing import PreprocessingSpec, Preprocessor
 
 SPEC = PreprocessingSpec(image_size_px=32, max_tokens=16)
 READER = Preprocessor(SPEC, tiny_tokenizer().to_str())
@@ -39,7 +39,7 @@ READ = """
 import json, re, sys
 from pathlib import Path
 from diptych.data.catalogue import read_catalogue
-from diptych.preprocessing import PreprocessingSpec, Preprocessor
+from diptych_serving.preprocessing import PreprocessingSpec, Preprocessor
 
 def peak_bytes():
     return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -15,8 +15,8 @@ from storms import NUM_CALLS, expire
 from tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
 from traffic import NO_RETRIES, Traffic
 
-from diptych.serving import Server
 from diptych_client import Answer, Client, DeadlineExceeded, Overloaded
+from diptych_serving.server import Server
 
 CALLER = """
 import sys, threading

@@ -17,9 +17,9 @@ from serving_process import END_TIMEOUT_S, ServingProcess, wait_for
 from tiny_repository import build_tiny_repository
 from traffic import Traffic
 
-from diptych.serving import leftovers
-from diptych.serving.gpu import has_gpu
 from diptych_client import Answer, Client, ModelNotReady, Tls
+from diptych_serving.server import leftovers
+from diptych_serving.server.gpu import has_gpu
 
 IN_NAMESPACES = [
     "unshare",
@@ -36,7 +36,7 @@ PORTS = ["--host", "127.0.0.1", *(f"--{wire}-port=0" for wire in ("http", "grpc"
 
 def command_of(*options: str, shm_mib: int = 256) -> list[str]:
     """What the image's ENTRYPOINT runs; the repository is to be its last argument."""
-    entry = [sys.executable, "-m", "diptych.serving.container", *PORTS, *options, "--repository"]
+    entry = [sys.executable, "-m", "diptych_serving.container", *PORTS, *options, "--repository"]
     mount = f'mount -t tmpfs -o size={shm_mib}m tmpfs /dev/shm && exec "$@"'
     return [*IN_NAMESPACES, "sh", "-c", mount, "sh", *entry]
 
@@ -59,7 +59,7 @@ class Container(ServingProcess):
             f"--{wire.lower()}-port={self.url(wire).split(':')[2].split('/')[0]}"
             for wire in ("HTTP", "metrics")
         ]
-        command = [sys.executable, "-m", "diptych.serving.healthcheck", "--timeout=30", *ports, *options]
+        command = [sys.executable, "-m", "diptych_serving.healthcheck", "--timeout=30", *ports, *options]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

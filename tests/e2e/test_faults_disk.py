@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych.run import Run
+from diptych.runs.run import Run
 
 # In a mount namespace of its own, for each disk: a tmpfs, and on it what is given as version 1. Then the
 # exports, by one process, because each would spend seconds on importing torch; then what is there.
@@ -26,7 +26,7 @@ for mount in "${mounts[@]}"; do find "$mount" -mindepth 1 -printf 'found %p\\n';
 """
 EXPORTS = """
 import sys
-from diptych import cli
+from diptych.cli.main import main as cli
 run, *repositories = sys.argv[1:]
 for repository in repositories:
     sys.argv = ["diptych", "export", run, "--to", repository, "--precision", "fp32"]

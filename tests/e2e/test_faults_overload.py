@@ -11,8 +11,8 @@ from serving_process import wait_for
 from tiny_repository import SlowImageEncoder, build_tiny_repository, script_to
 from traffic import Traffic
 
-from diptych.serving import Server
 from diptych_client import Answer, Client, Overloaded
+from diptych_serving.server import Server
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from serving_process import END_TIMEOUT_S, ServingProcess
 from tiny_repository import build_tiny_repository
 from traffic import Traffic
 
-from diptych.serving import Server
 from diptych_client import Answer, ConnectionFailed, DeadlineExceeded, ModelNotReady, Retries, ServerFault
+from diptych_serving.server import Server
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`python -m loadtest.soak_with_faults` in short: one fault that ends the server, then those it survives."""
+"""`python -m bench.soak` in short: one fault that ends the server, then those it survives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from loadtest.soak_with_faults.__main__ import soak
+from bench.soak.__main__ import soak
 
 FAULTS = ["kill -9 of tritonserver", "full queue", "clients vanish"]
 

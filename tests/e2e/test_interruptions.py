@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diptych.checkpoint import CHECKPOINT_FILE
-from diptych.config import load_config
-from diptych.errors import UserError
-from diptych.run_directory import UNFINISHED
-from diptych.train import train
+from diptych.config.loader import load_config
+from diptych.runs.checkpoint import CHECKPOINT_FILE
+from diptych.runs.directory import UNFINISHED
+from diptych.train.train import train
+from diptych_serving.errors import UserError
 
 END_TO_END = ["train.freeze_backbones=false", "train.epochs=3", "train.batch_size=8", "augment.pictures=true"]
 

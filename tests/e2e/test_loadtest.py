@@ -21,10 +21,10 @@ from typing import Any
 import psutil
 import pytest
 from certificates import make_certificates
-from loadtest.__main__ import parse
 
-from diptych.run import Run
-from diptych.serving import Server
+from diptych.runs.run import Run
+from diptych_serving.server import Server
+from loadtest.__main__ import parse
 
 ROOT = Path(__file__).parents[2]
 PAUSE_S = 1.0

@@ -18,11 +18,11 @@ from PIL import Image
 from raw_wire import Refused, ask_over_grpc, grpc_channel
 from tiny_repository import LABELS, build_tiny_repository
 
-from diptych.metering import ALIVE
-from diptych.preprocessing import REASONS
-from diptych.release.control import Control
-from diptych.release.repository import STEPS, write_loaded, write_pins
-from diptych.serving import Server, leftovers
+from diptych_serving.metering import ALIVE
+from diptych_serving.preprocessing import REASONS
+from diptych_serving.release.control import Control
+from diptych_serving.repository.layout import STEPS, write_loaded, write_pins
+from diptych_serving.server import Server, leftovers
 
 WAIT_S = 60
 SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from prometheus import Prometheus, prometheus
 
-from diptych.run import Run
-from diptych.serving import Server
+from diptych.runs.run import Run
+from diptych_serving.server import Server
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

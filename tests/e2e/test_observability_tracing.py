@@ -11,10 +11,10 @@ import pytest
 from otlp_receiver import Receiver, Span, receiving
 from tiny_repository import build_tiny_repository
 
-from diptych.errors import UserError
-from diptych.release.repository import STEPS
-from diptych.serving import Server
-from diptych.serving.tracing import SERVICE, Tracing
+from diptych_serving.errors import UserError
+from diptych_serving.repository.layout import STEPS
+from diptych_serving.server import Server
+from diptych_serving.server.tracing import SERVICE, Tracing
 
 # A program that uses OpenTelemetry, as its documentation says; each of its own spans is named after a case.
 PROGRAM = """

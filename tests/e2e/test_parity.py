@@ -12,11 +12,11 @@ import tritonclient.grpc as triton
 from hostile_inputs import odd_items
 from raw_wire import Item, ask_over_grpc, grpc_channel, infer
 
-from diptych.predict import predict
-from diptych.preprocessing import Row
-from diptych.run import Run
-from diptych.serving import Server
+from diptych.evaluation.predict import predict
+from diptych.runs.run import Run
 from diptych_client import Answer, Client, InvalidInput
+from diptych_serving.preprocessing import Row
+from diptych_serving.server import Server
 
 TENSORS = ("pixel_values", "image_present", "input_ids", "attention_mask")
 # Batches of other sizes add the same numbers in another order: 1.3e-6 here between 1 row and 32.

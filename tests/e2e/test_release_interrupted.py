@@ -15,10 +15,10 @@ import pytest
 from releasing import contents
 from serving_process import ServingProcess, wait_for
 
-from diptych.release import journal
-from diptych.release.control import Control
-from diptych.release.repository import loaded_by_step, serving_version, sha256
 from diptych_client import Client
+from diptych_serving.release.control import Control
+from diptych_serving.repository import journal
+from diptych_serving.repository.layout import loaded_by_step, serving_version, sha256
 
 LOAD_S = 6
 

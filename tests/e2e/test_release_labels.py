@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 from conftest import relabel
-from loadtest.release_show.traffic import Traffic, expect, find_strays
 from raw_wire import Item
 from releasing import contents, run_command
 
-from diptych.errors import UserError
-from diptych.export.repository import export
-from diptych.release.activation import activate
-from diptych.release.control import Control
-from diptych.release.repository import previous_version
-from diptych.run import Run
-from diptych.serving import Server
+from bench.release_show.traffic import Traffic, expect, find_strays
+from diptych.export.export import export
+from diptych.runs.run import Run
 from diptych_client import Client
+from diptych_serving.errors import UserError
+from diptych_serving.release.activation import activate
+from diptych_serving.release.control import Control
+from diptych_serving.repository.layout import previous_version
+from diptych_serving.server import Server
 
 THINK_S = 0.05  # leaves the loading of models some of two cores
 OLD_LABELS, NEW_LABELS = ("cold", "green", "warm"), ("warm", "green", "frozen")

@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 from certificates import make_certificates
 from conftest import make_catalogue
-from loadtest.release_show.__main__ import SHIFT
-from loadtest.release_show.spoiling import break_torchscript
 from releasing import contents, run_command
 
-from diptych.comparison import Comparison
-from diptych.errors import UserError
-from diptych.predict import predict
-from diptych.release.control import Control
-from diptych.release.lock import only_one
-from diptych.release.shadow import shadow
-from diptych.run import Run
-from diptych.serving import Server
-from diptych.serving.admin_key import AdminKey
-from diptych.serving.tls import ServerTls
+from bench.release_show.__main__ import SHIFT
+from bench.release_show.spoiling import break_torchscript
+from diptych.analysis.compare import compare_versions
+from diptych.analysis.comparison import Comparison
+from diptych.evaluation.predict import predict
+from diptych.runs.run import Run
+from diptych_serving.errors import UserError
+from diptych_serving.release.control import Control
+from diptych_serving.repository.lock import only_one
+from diptych_serving.server import Server
+from diptych_serving.server.admin_key import AdminKey
+from diptych_serving.server.tls import ServerTls
 
 KEY = AdminKey("x-admin-key", "the-key-of-this-deployment")
 
@@ -88,7 +88,7 @@ def test_a_shadow_leaves_server_and_repository_as_they_were_whatever_happens(
         before, loaded = contents(repository), control.loaded()
 
         def shadow_it(catalogue: Path, version: int = 2) -> Comparison:
-            return shadow(repository, version, control, catalogue, concurrency=2)
+            return compare_versions(repository, version, control, catalogue, concurrency=2)
 
         def is_as_it_was() -> bool:
             return contents(repository) == before and control.loaded() == loaded

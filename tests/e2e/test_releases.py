@@ -7,27 +7,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from loadtest.release_show.picture import draw_show
-from loadtest.release_show.show import run_show
-from loadtest.release_show.spoiling import break_checksum, break_torchscript
-from loadtest.release_show.traffic import Answered, expect, find_strays
 from raw_wire import Item
 from releasing import run_command
 
-from diptych.errors import UserError
-from diptych.release.activation import activate
-from diptych.release.control import Control
-from diptych.release.lock import only_one
-from diptych.release.repository import (
+from bench.release_show.picture import draw_show
+from bench.release_show.show import run_show
+from bench.release_show.spoiling import break_checksum, break_torchscript
+from bench.release_show.traffic import Answered, expect, find_strays
+from diptych_client import Client
+from diptych_serving.errors import UserError
+from diptych_serving.release.activation import activate
+from diptych_serving.release.control import Control
+from diptych_serving.repository.layout import (
     held_versions,
     loaded_versions,
     prune,
     serving_version,
     write_loaded,
 )
-from diptych.serving import Server
-from diptych.serving.settings import Settings
-from diptych_client import Client
+from diptych_serving.repository.lock import only_one
+from diptych_serving.repository.settings import Settings
+from diptych_serving.server import Server
 
 THINK_S = 0.05  # leaves the loading of models some of two cores
 
@@ -47,7 +47,7 @@ def running(repository: Path) -> Iterator[Server]:
 def test_under_load_every_answer_belongs_to_the_version_it_names(
     repository: Path, items: list[Item], tmp_path: Path
 ) -> None:
-    """What `python -m loadtest.release_show` shows at length."""
+    """What `python -m bench.release_show` shows at length."""
     show = run_show(repository, items, think_s=THINK_S, tolerance=1e-5)
     assert show.failures == []
     assert show.strays == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych.run import Run
+from diptych.runs.run import Run
 
 # Debian calls it chromium, Ubuntu chromium-browser; Google's own build serves as well.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

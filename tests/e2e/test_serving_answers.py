@@ -15,8 +15,8 @@ from tiny_repository import LABELS, build_tiny_repository, script_to
 from torch import Tensor, nn
 from tritonclient.utils import InferenceServerException
 
-from diptych.serving import Server
-from diptych.serving.probe import grpc_responds
+from diptych_serving.server import Server
+from diptych_serving.server.probe import grpc_responds
 
 # A model of nobody's ensemble, in the shapes that ours do not have: inputs by position, two outputs.
 SUM_AND_DIFFERENCE = """

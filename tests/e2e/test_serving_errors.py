@@ -7,9 +7,9 @@ import pytest
 from python_stubs import needs_python_stubs
 from tiny_repository import SOURCE, build_tiny_repository
 
-from diptych.errors import UserError
-from diptych.serving import Server, serve
-from diptych.serving.triton_log import explain_failure
+from diptych_serving.errors import UserError
+from diptych_serving.server import Server, serve
+from diptych_serving.server.triton_log import explain_failure
 
 FREE = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
 

@@ -18,8 +18,8 @@ from tiny_repository import TinyImageEncoder, build_tiny_repository, script_to
 from torch import Tensor
 from tritonclient.utils import InferenceServerException
 
-from diptych.serving import Server
-from diptych.serving.settings import Settings
+from diptych_serving.repository.settings import Settings
+from diptych_serving.server import Server
 
 SETTINGS = Settings(
     preprocess_instances=2, image_encoder_instances=3, max_batch_size=16, preferred_batch_size=4

@@ -6,11 +6,11 @@ import sys
 import pytest
 from python_stubs import needs_python_stubs
 
-from diptych.errors import UserError
-from diptych.serving import leftovers
-from diptych.serving.installation import ENVIRONMENT_VARIABLE, STUB, find_installation
-from diptych.serving.libpython import find_libpython
-from diptych.serving.workspace import Workspace
+from diptych_serving.errors import UserError
+from diptych_serving.server import leftovers
+from diptych_serving.server.installation import ENVIRONMENT_VARIABLE, STUB, find_installation
+from diptych_serving.server.libpython import find_libpython
+from diptych_serving.server.workspace import Workspace
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 

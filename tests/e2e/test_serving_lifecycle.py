@@ -10,12 +10,12 @@ import pytest
 from serving_process import END_TIMEOUT_S, ServingProcess, wait_for
 from tiny_repository import build_tiny_repository
 
-from diptych.serving import leftovers
 from diptych_client import Client
+from diptych_serving.server import leftovers
 
 NOHUP = """
 import os, signal
-from diptych.serving.signals import Stopped, signals_raise_stopped
+from diptych_serving.server.signals import Stopped, signals_raise_stopped
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 try:
     with signals_raise_stopped():

@@ -13,10 +13,10 @@ NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
 # A batch is 32 * 3 * 512 * 512 bytes, 25 MB.
 LOAD = """
 import sys
-from diptych.dataset import ItemDataset, load_batches
+from diptych.data.dataset import ItemDataset, load_batches
 from diptych.data.items import Item
-from diptych.data.location import Location
-from diptych.preprocessing import Preprocessor, PreprocessingSpec
+from diptych.location import Location
+from diptych_serving.preprocessing import Preprocessor, PreprocessingSpec
 from tiny_repository import tiny_tokenizer
 
 item = Item(table=Location("t.csv"), line=2, image=Location(sys.argv[1]), text="a cat", category="art")

@@ -19,7 +19,7 @@ from google.protobuf import json_format
 from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from diptych.serving import Server
+from diptych_serving.server import Server
 
 DOCUMENT = Path(__file__).parents[2] / "docs/wire.md"
 BLOCK = re.compile(r"^```(sh|js)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -45,7 +45,7 @@ def main() -> None:
 def check(kind: str, manifest: dict[str, Any]) -> Iterator[str]:
     """What is wrong with it, in words."""
     if kind in KSERVE:
-        # The pods inside are checked by tests/contract/test_kubernetes.py.
+        # The pods inside are checked by tests/docker/test_kubernetes.py.
         for path, model in KSERVE[kind].items():
             part = manifest
             for key in path.split("."):

@@ -2,7 +2,7 @@
 diptych.json, which is the dashboard of docker/grafana as it is.
 
 Kustomize reads no file outside of its directory, and what is kept twice by hand would soon differ.
-`make kubernetes-rules` runs this; tests/contract/test_kubernetes_runs.py knows when it was forgotten.
+`make kubernetes-rules` runs this; tests/docker/test_kubernetes_runs.py knows when it was forgotten.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writes envoy.yaml: docker/proxy/envoy.yaml with TLS towards callers and the pods' own names.
 
 Kustomize reads no file outside of its directory, and a proxy kept twice by hand would soon differ.
-`make kubernetes-rules` runs this; tests/contract/test_kubernetes_proxy.py knows when it was forgotten.
+`make kubernetes-rules` runs this; tests/docker/test_kubernetes_proxy.py knows when it was forgotten.
 """
 
 from __future__ import annotations

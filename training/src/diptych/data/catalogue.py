@@ -13,19 +13,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from diptych.config.sections import DataConfig
 from diptych.data import categories
-from diptych.data.config import DataConfig
 from diptych.data.csv_table import read_csv
 from diptych.data.items import BadRow, Item, OddCell, unit_of
-from diptych.data.location import Location
 from diptych.data.parquet_table import read_parquet
 from diptych.data.table_file import DAMAGED, is_parquet
-from diptych.errors import UserError
-from diptych.preprocessing import InvalidInput, PreprocessingSpec, Preprocessor, fit_image
-from diptych.progress import progress_bar, warn
+from diptych.location import Location
+from diptych_serving.errors import UserError
+from diptych_serving.preprocessing import InvalidInput, PreprocessingSpec, Preprocessor, fit_image
+from diptych_serving.progress import progress_bar, warn
 
 UNKNOWN_CATEGORY = "unknown category"
 ROWS_AT_ONCE = 256  # in the pool: a queue of millions would take more memory than the rows
+MAX_MIX_ITEMS = 256
 MAX_LISTED = 20  # of what is only a warning
 
 
@@ -214,3 +215,16 @@ def _report_on_odd(cells: Sequence[OddCell]) -> str:
     if len(cells) > MAX_LISTED:
         lines.append(f"  and {len(cells) - MAX_LISTED:,} more")
     return "\n".join(lines)
+
+
+def read_mix(catalogue: Path) -> list[tuple[bytes, str]]:
+    """Up to 256 items spread over a table, as (image file, text). Raises UserError where none can be used."""
+    rows = [
+        row
+        for row in read_rows(Location.resolve(str(catalogue)), needs_category=False)
+        if isinstance(row, Item)
+    ]
+    if not rows:
+        raise UserError(f"{catalogue}: no row that can be used")
+    step = max(1, len(rows) // MAX_MIX_ITEMS)
+    return [(item.read_image(), item.text) for item in rows[::step][:MAX_MIX_ITEMS]]

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from diptych.data.csv_records import LineTooLong, Record, limited_lines, split_records
 from diptych.data.items import BadRow, Item, OddCell
-from diptych.data.location import Location
 from diptych.data.table_file import open_text
-from diptych.errors import UserError
+from diptych.location import Location
+from diptych_serving.errors import UserError
 
 COLUMNS = ("image_path", "description", "category")
 CATEGORY = "category"

@@ -10,11 +10,11 @@ import imagehash
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.data.image_hashes import HASH_SIDE, UnusablePicture, trim
 from diptych.data.items import Item
 from diptych.data.near_duplicates import group_near_duplicates
-from diptych.data.pictures import HASH_SIDE, UnusablePicture, trim
-from diptych.errors import UserError
-from diptych.preprocessing import PreprocessingSpec, fit_image
+from diptych_serving.errors import UserError
+from diptych_serving.preprocessing import PreprocessingSpec, fit_image
 
 HASHED_AT_PX = 512
 # Each item is compared with each other: 20,000 items take about 10 GB.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from diptych.data.location import Location
 from diptych.data.table_file import is_parquet
-from diptych.errors import UserError
+from diptych.location import Location
+from diptych_serving.errors import UserError
 
 
 class UnusableItem(UserError):

@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.data.clipart_folders import Drawing, FolderTable, find_drawings, load_folder_table
-from diptych.data.debian import PackagesUnavailable, download_packages, unpacked
+from diptych.data.image_hashes import UnusablePicture, is_giant, shrink_file
 from diptych.data.near_duplicates import group_near_duplicates
-from diptych.data.pictures import UnusablePicture, is_giant, shrink_file
 from diptych.data.prepared import Prepared, PreparedTable, read_stamp, remove_stamp, write_stamp
 from diptych.data.splits import SHARES, split_groups
 from diptych.data.svg_metadata import read_title_and_description
 from diptych.data.text_cleaning import compose_text
-from diptych.errors import UserError
-from diptych.progress import wait_for
+from diptych_serving.debian import PackagesUnavailable, download_packages, unpacked
+from diptych_serving.errors import UserError
+from diptych_serving.progress import wait_for
 
 VERSION = 1  # raise it when this code makes other files of the same drawings
 PACKAGES = ("openclipart-png", "openclipart-svg")

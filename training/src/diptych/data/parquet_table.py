@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from diptych.data.image_copy import PictureCopy, copy_pictures
 from diptych.data.items import BadRow, Item
-from diptych.data.location import Location
-from diptych.data.picture_copy import PictureCopy, copy_pictures
 from diptych.data.table_file import HEAD_BYTES, PARQUET_MAGIC, refuse_other_kinds
-from diptych.errors import UserError
+from diptych.location import Location
+from diptych_serving.errors import UserError
 
 REQUIRED = ("description", "category")
 EXPECTED_TEXT = "strings"

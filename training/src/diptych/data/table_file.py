@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from diptych.data.location import Location
-from diptych.errors import UserError
+from diptych.location import Location
+from diptych_serving.errors import UserError
 
 PARQUET_NAME = re.compile(r"\.(parquet|pq)(\.\w+)?$", re.IGNORECASE)  # pandas also writes .parquet.gzip
 PARQUET_MAGIC, GZIP_MAGIC = b"PAR1", b"\x1f\x8b"

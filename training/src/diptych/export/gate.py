@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
-from diptych.dataset import to_inputs
-from diptych.examples import Example
+from diptych.data.dataset import to_inputs
+from diptych.data.examples import Example
 from diptych.export import parity
 from diptych.export.parity import Parity, expect, measure_parity, require_parity
 from diptych.export.precision import FP32, Precision
-from diptych.export.torchscript import eager_parts, load_parts, save_parts, to_torchscript
-from diptych.run import Run
+from diptych.export.torchscript import eager_parts, save_parts, to_torchscript
+from diptych.runs.run import Run
+from diptych_serving.release.in_process import load_parts
 
 # Enough rows for the matrices of a real batch, and few enough for a GPU's or an emulator's first run.
 BATCHES = (8,)

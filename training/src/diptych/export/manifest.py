@@ -13,9 +13,8 @@ import torch
 
 from diptych.export.gate import Gated
 from diptych.export.precision import Target
-from diptych.export.torchscript import IMAGE_ENCODER, TEXT_ENCODER
-from diptych.release.repository import sha256
-from diptych.run import WEIGHTS_FILE, Run, read_metrics
+from diptych.runs.run import WEIGHTS_FILE, Run, read_metrics
+from diptych_serving.repository.layout import IMAGE_ENCODER, TEXT_ENCODER, sha256
 
 
 def build_manifest(

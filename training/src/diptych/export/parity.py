@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from diptych.dataset import to_inputs
-from diptych.errors import UserError
-from diptych.examples import Example, complete_pairs
+from diptych.data.dataset import to_inputs
+from diptych.data.examples import Example, complete_pairs
 from diptych.export.precision import Numbers, Precision
 from diptych.export.torchscript import CPU, Parts, run_parts
 from diptych.models.classifier import Inputs
-from diptych.preprocessing import InvalidInput, Preprocessor, Row
-from diptych.progress import track
+from diptych_serving.errors import UserError
+from diptych_serving.preprocessing import InvalidInput, Preprocessor, Row
+from diptych_serving.progress import track
 
 BATCH_SIZES = (1, 2, 7)
 MAX_DIFFERENCE = 1e-5

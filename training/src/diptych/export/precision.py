@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
-from diptych.errors import UserError
-from diptych.serving.hardware import has_bf16_instructions
+from diptych_serving.errors import UserError
+from diptych_serving.hardware import has_bf16_instructions
 
 Target = Literal["cpu", "gpu"]
 Numbers = Literal["fp32", "bf16", "fp16", "int8"]

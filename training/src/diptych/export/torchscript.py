@@ -14,11 +14,9 @@ from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 
 from diptych.export.precision import FP32, Numbers, Precision
 from diptych.models.classifier import Classifier, Inputs
+from diptych_serving.release.in_process import Parts, run_chain
+from diptych_serving.repository.layout import FUSION_HEAD, IMAGE_ENCODER, TEXT_ENCODER, TORCHSCRIPT_FILE
 
-Parts = Mapping[str, nn.Module]
-
-TORCHSCRIPT_FILE = "model.pt"
-IMAGE_ENCODER, TEXT_ENCODER, FUSION_HEAD = "image_encoder", "text_encoder", "fusion_head"
 # Inside the file, which is a zip archive. The version's place depends on the version; the writer adds it, and
 # an id, itself.
 DEBUG_RECORD, VERSION_RECORDS, ID_RECORD = (
@@ -118,17 +116,6 @@ def without_debug_records(content: bytes) -> bytes:
     return stripped.getvalue()
 
 
-def load_parts(directories: Mapping[str, Path], device: torch.device = CPU) -> Parts:
-    """What `save_parts` wrote, on any device."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated", category=DeprecationWarning)
-        return {
-            name: torch.jit.load(directory / TORCHSCRIPT_FILE, map_location=device)
-            for name, directory in directories.items()
-            if (directory / TORCHSCRIPT_FILE).is_file()
-        }
-
-
 def _in_numbers(backbone: nn.Module, numbers: Numbers) -> nn.Module:
     """The backbone as it computes in these numbers.
 
@@ -144,11 +131,6 @@ def _in_numbers(backbone: nn.Module, numbers: Numbers) -> nn.Module:
 
 
 @torch.inference_mode()
-@torch.jit.optimized_execution(False)  # as in the server: nothing is compiled anew for each shape
 def run_parts(parts: Parts, batch: Inputs, device: torch.device = CPU) -> Tensor:
     """The chain as Triton runs it: a batch to (B, C) float32 probabilities, back on the CPU."""
-    batch = batch.to(device)
-    image_features = parts[IMAGE_ENCODER](batch.pixel_values, batch.image_present.unsqueeze(1))
-    text_features = parts[TEXT_ENCODER](batch.input_ids, batch.attention_mask, image_features)
-    probabilities: Tensor = parts[FUSION_HEAD](image_features, text_features)
-    return probabilities.cpu()
+    return run_chain(parts, *batch.to(device)).cpu()

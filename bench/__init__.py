@@ -1,0 +1,1 @@
+"""Programs that measure a served model and draw what they found."""

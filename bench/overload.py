@@ -1,0 +1,162 @@
+"""How much is answered when three times as much is asked: `python -m bench.overload`.
+
+First the peak, in closed loop; then three times as many calls a second in open loop, without retries. The
+promise: what is refused is refused at once, what is answered waits no longer than the queues are deep, and
+goodput (answers within the deadline) stays at 80 % of the peak. Exit status 1 where it does not.
+
+The generator is a process of its own: its share of the machine's cores is the server's loss, and is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from diptych_client import AsyncClient, DiptychError, Overloaded, Retries
+from diptych_serving.errors import UserError
+from diptych_serving.server import Server, children
+from diptych_serving.tuning.closed_loop import load_items, run_load, save_items
+from diptych_serving.tuning.tune import made_up_mix
+
+CONCURRENCIES = (8, 16, 32)
+FACTOR = 3.0
+MIN_GOODPUT_SHARE = 0.8
+WARMUP_S = 5.0
+DEADLINE_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Overload:
+    """What the callers of the open loop saw after the warm-up. Times in milliseconds."""
+
+    offered_per_s: float
+    goodput_per_s: float
+    outcomes: dict[str, int]
+    answered_p50_ms: float
+    answered_p99_ms: float
+    refused_p50_ms: float
+    refused_p99_ms: float
+    generator_cores: float
+
+
+def main() -> int:
+    children.end_in_order()
+    parser = argparse.ArgumentParser(prog="python -m bench.overload", description=__doc__)
+    parser.add_argument("--repository", type=Path, default=Path("build/model_repository"))
+    parser.add_argument(
+        "--duration-s", type=float, default=30.0, help="of the overload; the peak takes a third"
+    )
+    parser.add_argument("--factor", type=float, default=FACTOR)
+    parser.add_argument("--generate", metavar="JOB", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.generate:
+        json.dump(dataclasses.asdict(asyncio.run(_generate(**json.loads(options.generate)))), sys.stdout)
+        return 0
+    try:
+        return _measure(options.repository, options.duration_s, options.factor)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _measure(repository: Path, duration_s: float, factor: float) -> int:
+    with tempfile.TemporaryDirectory() as directory:
+        items = Path(directory) / "items"
+        save_items(made_up_mix(), items)
+        with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+            server.wait_until_ready()
+            peak = max(
+                (
+                    run_load(server.grpc_url, items, concurrency=concurrency, duration_s=duration_s / 3)
+                    for concurrency in CONCURRENCIES
+                ),
+                key=lambda load: load.items_per_s,
+            )
+            _say(
+                f"peak  {peak.items_per_s:.1f} answers/s with {peak.concurrency} callers, "
+                f"p99 {peak.p99_ms:.0f} ms"
+            )
+            overload = _overload(server.grpc_url, items, factor * peak.items_per_s, duration_s)
+            after = run_load(server.grpc_url, items, concurrency=peak.concurrency, duration_s=duration_s / 3)
+    share = overload.goodput_per_s / peak.items_per_s
+    _say(
+        f"asked {overload.offered_per_s:.1f} calls/s: goodput {overload.goodput_per_s:.1f}/s, "
+        f"{share:.0%} of the peak\n"
+        f"      answered p50 {overload.answered_p50_ms:.0f} ms, p99 {overload.answered_p99_ms:.0f} ms; "
+        f"refused p50 {overload.refused_p50_ms:.1f} ms, p99 {overload.refused_p99_ms:.1f} ms\n"
+        f"      {overload.outcomes}; the generator took {overload.generator_cores:.2f} cores\n"
+        f"after {after.items_per_s:.1f} answers/s, {after.num_errors} errors"
+    )
+    if share >= MIN_GOODPUT_SHARE:
+        return 0
+    _say(f"BROKEN: goodput {share:.0%} of the peak, promised {MIN_GOODPUT_SHARE:.0%}")
+    return 1
+
+
+def _overload(url: str, items: Path, calls_per_s: float, duration_s: float) -> Overload:
+    job = {"url": url, "items": str(items), "calls_per_s": calls_per_s, "duration_s": duration_s}
+    command = [sys.executable, "-m", "bench.overload", "--generate", json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UserError(f"{url}: the load could not be made: {done.stderr.strip().splitlines()[-1:]}")
+    return Overload(**json.loads(done.stdout))
+
+
+async def _generate(url: str, items: str, calls_per_s: float, duration_s: float) -> Overload:
+    """Start a call every so often, whatever has become of those before."""
+    mix = load_items(Path(items))
+    ended: list[tuple[float, str, float]] = []
+    async with AsyncClient(url, timeout_s=DEADLINE_S, retries=Retries(max_attempts=1)) as client:
+        await client.classify(text="labels", timeout_s=30)
+        began_s = time.monotonic()
+
+        async def call(image: bytes, text: str) -> None:
+            called_s = time.monotonic()
+            try:
+                await client.classify(image=image or None, text=text or None)
+                outcome = "Answer"
+            except DiptychError as error:
+                outcome = type(error).__name__
+            ended.append((called_s - began_s, outcome, 1000 * (time.monotonic() - called_s)))
+
+        calls = []
+        for number in range(int(calls_per_s * (WARMUP_S + duration_s))):
+            await asyncio.sleep(max(0.0, began_s + number / calls_per_s - time.monotonic()))
+            calls.append(asyncio.create_task(call(*mix[number % len(mix)])))
+        took_s = time.monotonic() - began_s
+        await asyncio.gather(*calls)
+    late = [(outcome, latency_ms) for at_s, outcome, latency_ms in ended if at_s >= WARMUP_S]
+    answered = [latency_ms for outcome, latency_ms in late if outcome == "Answer"]
+    refused = [latency_ms for outcome, latency_ms in late if outcome == Overloaded.__name__]
+    return Overload(
+        offered_per_s=len(late) / (took_s - WARMUP_S),
+        goodput_per_s=len(answered) / (took_s - WARMUP_S),
+        outcomes=dict(Counter(outcome for outcome, _ in late)),
+        answered_p50_ms=_percentile(answered, 50),
+        answered_p99_ms=_percentile(answered, 99),
+        refused_p50_ms=_percentile(refused, 50),
+        refused_p99_ms=_percentile(refused, 99),
+        generator_cores=time.process_time() / (time.monotonic() - began_s),
+    )
+
+
+def _percentile(values: list[float], percent: float) -> float:
+    return float(np.percentile(values, percent)) if values else float("nan")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

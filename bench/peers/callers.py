@@ -1,0 +1,52 @@
+"""How each peer is called: standard library alone, one connection a thread that stays open."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import uuid
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from diptych_serving.tuning.closed_loop import TIMEOUT_S, Call
+
+Encode = Callable[[bytes, str], tuple[bytes, str]]
+
+
+def litserve_caller(url: str) -> Callable[[], Call]:
+    """JSON with the picture in base64."""
+    return lambda: _poster(url, _as_json)
+
+
+def fastapi_caller(url: str) -> Callable[[], Call]:
+    """A form with a file."""
+    return lambda: _poster(url, _as_form)
+
+
+def _poster(url: str, encode: Encode) -> Call:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)
+
+    def call(image: bytes, text: str) -> None:
+        body, content_type = encode(image, text)
+        connection.request("POST", "/predict", body, {"Content-Type": content_type})
+        response = connection.getresponse()
+        data = response.read()
+        if response.status != http.client.OK:
+            raise OSError(f"HTTP {response.status}: {data[:200]!r}")
+
+    return call
+
+
+def _as_json(image: bytes, text: str) -> tuple[bytes, str]:
+    body = {"image": base64.b64encode(image).decode("ascii"), "text": text}
+    return json.dumps(body).encode(), "application/json"
+
+
+def _as_form(image: bytes, text: str) -> tuple[bytes, str]:
+    boundary = uuid.uuid4().hex
+    field = f'--{boundary}\r\nContent-Disposition: form-data; name="text"\r\n\r\n{text}\r\n'.encode()
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="image"\r\n\r\n'.encode()
+    file = head + image + b"\r\n" if image else b""
+    body = field + file + f"--{boundary}--\r\n".encode()
+    return body, f"multipart/form-data; boundary={boundary}"

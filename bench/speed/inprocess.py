@@ -1,0 +1,142 @@
+"""The two measurements without a server, each in processes of their own.
+
+article  the article's prediction path: eager fp32, one item at a time, text padded to 128 tokens, all threads
+ceiling  our preprocessing and the exported TorchScript in batches, one single-threaded process a core
+Usage: python -m bench.speed.inprocess WHAT RUN_OR_REPOSITORY ITEMS DURATION_S BATCH_SIZE DEVICE
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.peers.artefacts import Artefacts
+from diptych.data.dataset import to_inputs
+from diptych.runs.run import load_run
+from diptych_serving.preprocessing import Preprocessor, Row
+from diptych_serving.server import children
+from diptych_serving.tuning.closed_loop import load_items
+
+ARTICLE_TOKENS = 128
+WARMUP_CALLS = 3
+
+Items = Sequence[tuple[bytes, bytes]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InProcess:
+    """Times in milliseconds; latency is that of a whole batch."""
+
+    items_per_s: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    cpu_ms: float
+    memory_mib: float
+
+
+def run_in_processes(
+    what: str,
+    source: Path,
+    items: Path,
+    *,
+    duration_s: float,
+    batch_size: int,
+    num_processes: int,
+    device: str,
+) -> InProcess:
+    """Start them together, add what they did."""
+    command = [sys.executable, "-m", "bench.speed.inprocess", what, str(source), str(items)]
+    command += [str(duration_s), str(batch_size), device]
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(children.running(command, stdout=subprocess.PIPE, text=True))
+            for _ in range(num_processes)
+        ]
+        results = [json.loads(process.communicate()[0]) for process in started]
+    num_items = sum(result["num_items"] for result in results)
+    latencies_ms = np.concatenate([result["latencies_ms"] for result in results])
+    p50, p95, p99 = np.percentile(latencies_ms, [50, 95, 99]).tolist()
+    return InProcess(
+        items_per_s=sum(result["num_items"] / result["seconds"] for result in results),
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
+        cpu_ms=sum(result["cpu_s"] for result in results) * 1000 / num_items,
+        memory_mib=sum(result["memory_mib"] for result in results),
+    )
+
+
+def article_path(run_directory: Path) -> Callable[[Items], None]:
+    """What the article's predict function does, step for step; padding and absent pictures are computed."""
+    run = load_run(run_directory)
+    spec = dataclasses.replace(run.preprocessor.spec, max_tokens=ARTICLE_TOKENS)
+    preprocessor = Preprocessor(spec, run.preprocessor.tokenizer_json)
+    image, text, head = run.model.image_encoder, run.model.text_encoder, run.model.fusion_head
+
+    @torch.no_grad()
+    def predict(items: Items) -> None:
+        (row,) = preprocessor.rows(items)
+        assert isinstance(row, Row)
+        inputs = to_inputs([row])
+        everything = torch.ones(1, dtype=torch.bool)
+        image_features = image.projection(image.embed(inputs.pixel_values), everything)
+        # An absent text has a mask of zeros, which attention cannot be given.
+        mask = (
+            inputs.attention_mask if inputs.attention_mask.any() else torch.ones_like(inputs.attention_mask)
+        )
+        text_features = text.projection(text.backbone(inputs.input_ids, mask), everything)
+        head(image_features, text_features).argmax(1).item()
+
+    return predict
+
+
+def ceiling_path(repository: Path, device: str) -> Callable[[Items], None]:
+    """The server's own steps, called directly."""
+    torch.set_num_threads(1)
+    artefacts = Artefacts(repository, torch.device(device))
+    return lambda items: artefacts.classify(items).argmax(1).tolist() and None
+
+
+def main() -> None:
+    what, source, path, duration_s, batch_size, device = sys.argv[1:]
+    predict = article_path(Path(source)) if what == "article" else ceiling_path(Path(source), device)
+    items = [(image, text.encode()) for image, text in load_items(Path(path))]
+    size = int(batch_size)
+    batches = itertools.cycle([items[start : start + size] for start in range(0, len(items), size)])
+    for _ in range(WARMUP_CALLS):
+        predict(next(batches))
+    latencies_ms, num_items = [], 0
+    begin_s, cpu_s = time.monotonic(), time.process_time()
+    while (start_s := time.monotonic()) < begin_s + float(duration_s):
+        batch = next(batches)
+        predict(batch)
+        num_items += len(batch)
+        latencies_ms.append((time.monotonic() - start_s) * 1000)
+    result = {
+        "num_items": num_items,
+        "seconds": time.monotonic() - begin_s,
+        "latencies_ms": latencies_ms,
+        "cpu_s": time.process_time() - cpu_s,
+        "memory_mib": _peak_memory_mib(),
+    }
+    json.dump(result, sys.stdout)
+
+
+def _peak_memory_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

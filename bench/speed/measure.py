@@ -1,0 +1,213 @@
+"""One pair through all systems, rounds interleaved: every round asks each system in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.speed.inprocess import run_in_processes
+from bench.speed.meter import Meter
+from bench.speed.pairs import Pair
+from bench.speed.soak import Soak, soak
+from bench.speed.steady import measure_steadily
+from diptych_serving.errors import UserError
+from diptych_serving.hardware import num_cores
+from diptych_serving.progress import console
+from diptych_serving.repository.settings import Settings
+from diptych_serving.server import Server, children
+from diptych_serving.tuning.closed_loop import run_load, save_items
+
+CONCURRENCIES = (1, 4, 8, 16, 32)
+PEER_CONCURRENCIES = (4, 16)
+BATCH_SIZES = (1, 8, 32)
+PEERS = {
+    "litserve": "bench.peers.callers:litserve_caller",
+    "fastapi": "bench.peers.callers:fastapi_caller",
+}
+SHARE_OF_PEAK = 0.7
+PEER_READY_S = 180.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long to measure. Seconds are for one load of one system in one round."""
+
+    num_rounds: int = 2
+    load_s: float = 4.0
+    steady_s: float = 30.0
+    soak_s: float = 60.0
+    target: str = "cpu"
+
+
+QUICK = Plan(num_rounds=1, load_s=2.0, steady_s=4.0, soak_s=8.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One load of one system: the mean of its rounds."""
+
+    system: str
+    load: str
+    items_per_s: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    server_cpu_ms: float
+    client_cpu_ms: float
+    memory_mib: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All about one pair, and how it was served."""
+
+    precision: str
+    settings: Settings
+    measurements: list[Measurement]
+    steady: dict[str, float]
+    soak: Soak
+
+    def best(self, *systems: str) -> Measurement:
+        """The load with the highest throughput of these systems."""
+        return max((m for m in self.measurements if m.system in systems), key=lambda m: m.items_per_s)
+
+    def ratios(self) -> dict[str, float]:
+        """The figures that the project promises."""
+        ensemble = self.best("ensemble grpc", "ensemble http")
+        # The cheapest batch size is not always the fastest: texts are padded to the longest of their batch.
+        ceiling_cpu_ms = min(m.server_cpu_ms for m in self.measurements if m.system == "ceiling")
+        return {
+            "throughput_over_article": ensemble.items_per_s / self.best("article").items_per_s,
+            "cpu_ms_ceiling_over_server": ceiling_cpu_ms / ensemble.server_cpu_ms,
+            "throughput_over_best_peer": ensemble.items_per_s / self.best(*PEERS).items_per_s,
+            "p99_over_p50_at_70pct": self.steady["p99_ms"] / self.steady["p50_ms"],
+        }
+
+
+def measure_pair(pair: Pair, plan: Plan, directory: Path) -> Outcome:
+    """Start all servers, measure in rounds, then the steady load and the soak of ours."""
+    items = directory / "items"
+    save_items(pair.items, items)
+    rounds: dict[tuple[str, str], list[dict[str, float]]] = {}
+    device = "cuda" if plan.target == "gpu" else "cpu"
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Server(pair.repository, http_port=0, grpc_port=0, metrics_port=0))
+        server.wait_until_ready()
+        peers = {name: stack.enter_context(_run_peer(name, pair.repository, device)) for name in PEERS}
+        meters = {"ensemble": Meter(server.process.pid)}
+        meters.update({name: Meter(process.pid) for name, (process, _) in peers.items()})
+        for meter in meters.values():
+            meter.suspend()
+            stack.callback(meter.resume)  # before they are told to end
+        for number in range(plan.num_rounds):
+            console.print(f"{pair.name}: round {number + 1} of {plan.num_rounds}", highlight=False)
+            in_process = [("article", pair.run.directory, 1)]
+            in_process += [("ceiling", pair.repository, size) for size in BATCH_SIZES]
+            for what, source, size in in_process:
+                found = _in_process(what, source, items, plan.load_s, size, device)
+                rounds.setdefault((what, f"batch {size}"), []).append(found)
+            with meters["ensemble"].awake():
+                for protocol in ("grpc", "http"):
+                    url = getattr(server, f"{protocol}_url")
+                    for concurrency in CONCURRENCIES:
+                        found = _loaded(meters["ensemble"], url, items, concurrency, plan.load_s, "diptych")
+                        key = (f"ensemble {protocol}", f"{concurrency} callers")
+                        rounds.setdefault(key, []).append(found)
+            for name, (_, url) in peers.items():
+                with meters[name].awake():
+                    for concurrency in PEER_CONCURRENCIES:
+                        found = _loaded(meters[name], url, items, concurrency, plan.load_s, PEERS[name])
+                        rounds.setdefault((name, f"{concurrency} callers"), []).append(found)
+        measurements = [
+            Measurement(system=system, load=load, **_mean(found)) for (system, load), found in rounds.items()
+        ]
+        outcome = Outcome(
+            precision=pair.precision,
+            settings=pair.settings,
+            measurements=measurements,
+            steady={},
+            soak=_NO_SOAK,
+        )
+        peak = outcome.best("ensemble grpc").items_per_s
+        with meters["ensemble"].awake():
+            steady = measure_steadily(
+                server.grpc_url, items, rate_per_s=SHARE_OF_PEAK * peak, duration_s=plan.steady_s
+            )
+            return dataclasses.replace(outcome, steady=steady, soak=soak(server, items, plan.soak_s))
+
+
+_NO_SOAK = Soak(seconds=[], num_items=[], memory_mib=[], r_squared=0.0, growth_mib=0.0)
+
+
+def _in_process(
+    what: str, source: Path, items: Path, duration_s: float, size: int, device: str
+) -> dict[str, float]:
+    """The article's path in one process on all cores; the ceiling in one process a core, or one for a GPU."""
+    num_processes = num_cores() if what == "ceiling" and device == "cpu" else 1
+    found = run_in_processes(
+        what,
+        source,
+        items,
+        duration_s=duration_s,
+        batch_size=size,
+        num_processes=num_processes,
+        device=device,
+    )
+    fields = dataclasses.asdict(found)
+    return {"server_cpu_ms": fields.pop("cpu_ms"), "client_cpu_ms": 0.0, **fields}
+
+
+def _loaded(
+    meter: Meter, url: str, items: Path, concurrency: int, duration_s: float, caller: str
+) -> dict[str, float]:
+    """One load from its own process, with what the server spent on it."""
+    cpu_s = meter.cpu_s()
+    load = run_load(url, items, concurrency=concurrency, duration_s=duration_s, caller=caller)
+    cpu_s = meter.cpu_s() - cpu_s
+    if load.num_errors:
+        raise UserError(f"{url}: {load.num_errors} of the benchmark's requests failed")
+    return {
+        "items_per_s": load.items_per_s,
+        "p50_ms": load.p50_ms,
+        "p95_ms": load.p95_ms,
+        "p99_ms": load.p99_ms,
+        "server_cpu_ms": cpu_s * 1000 / load.num_answered,
+        "client_cpu_ms": load.client_cpu_ms,
+        "memory_mib": meter.memory_mib(),
+    }
+
+
+def _mean(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    mean = {name: statistics.mean(found[name] for found in rounds) for name in rounds[0]}
+    return {**mean, "memory_mib": max(found["memory_mib"] for found in rounds)}
+
+
+@contextlib.contextmanager
+def _run_peer(name: str, repository: Path, device: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A peer on a free port, until the end of the `with`."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", f"bench.peers.{name}_app", str(repository), str(port), device]
+    process = children.start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(port, process, name)
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        Meter(process.pid).end()
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], name: str) -> None:
+    deadline = time.monotonic() + PEER_READY_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.2)
+    raise UserError(f"{name}: did not start; try python -m bench.peers.{name}_app REPOSITORY PORT")

@@ -1,0 +1,1 @@
+"""The files of a served repository: versions, pins, manifest, checksums, signatures, settings."""

@@ -1,0 +1,66 @@
+"""Requests with known answers: recorded at export, asked again of a server before a version serves."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych_serving.errors import UserError
+
+GOLDEN_FILE = "golden.json"
+NUM_ITEMS = 8
+# Other processors round otherwise: more than parity in one process allows, less than other weights differ.
+MAX_DIFFERENCE_EXACT, MAX_DIFFERENCE_LEAN = 1e-3, 0.05
+
+Ask = Callable[[bytes, bytes], NDArray[np.float32]]
+
+
+def record(path: Path, items: Sequence[tuple[bytes, bytes]], ask: Ask, *, is_exact: bool) -> None:
+    """Write requests with the answers that `ask` gives, each kind of item among them.
+
+    items     (image file, UTF-8 text) pairs with both; of the first few, each modality is also asked alone
+    is_exact  whether the exported model computes in fp32
+    """
+    requests = [
+        pair for image, text in items[:NUM_ITEMS] for pair in ((image, text), (image, b""), (b"", text))
+    ]
+    golden = {
+        "max_difference": MAX_DIFFERENCE_EXACT if is_exact else MAX_DIFFERENCE_LEAN,
+        "requests": [
+            {
+                "image": base64.b64encode(image).decode(),
+                "text": text.decode(),
+                "probabilities": [round(float(value), 7) for value in ask(image, text)],
+            }
+            for image, text in requests
+        ],
+    }
+    path.write_text(json.dumps(golden) + "\n", "utf-8")
+
+
+def replay(path: Path, ask: Ask) -> float:
+    """Ask all of them again. Returns the largest difference of a probability.
+
+    raises  UserError where it is above the limit
+    """
+    golden = json.loads(path.read_text("utf-8"))
+    largest = 0.0
+    for request in golden["requests"]:
+        expected = np.array(request["probabilities"], dtype=np.float32)
+        found = ask(base64.b64decode(request["image"]), request["text"].encode())
+        if found.shape != expected.shape:
+            raise UserError(f"{path}: {found.size} probabilities were answered, {expected.size} are expected")
+        difference = float(np.abs(found - expected).max())
+        if not difference <= golden["max_difference"]:  # a NaN fails too
+            raise UserError(
+                f"{path}: the answer to {request['text'] or 'a picture alone'!r} differs by "
+                f"{difference:.4f} in a probability from the one recorded at export; "
+                f"at most {golden['max_difference']} is accepted"
+            )
+        largest = max(largest, difference)
+    return largest

@@ -1,0 +1,153 @@
+"""The few settings of a repository's configs that depend on the machine, kept in a small TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import tomli_w
+
+from diptych_serving.errors import UserError
+from diptych_serving.hardware import num_cores
+from diptych_serving.repository.files import read_text, replace_text
+from diptych_serving.repository.layout import CONFIG_FILE, STEPS, TORCHSCRIPT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+
+ENCODERS = ("image_encoder", "text_encoder")
+# The limit that docker/ sets: compose.yaml, kubernetes/components/gpu.
+CORES_BESIDE_A_GPU = 8
+# Of a request in an encoder's queue, where that has a bound; the caller's own can only shorten it.
+TIMEOUT_US = 60_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """preprocess_instances and the like  processes of each step
+    encoder_threads       that one instance of an encoder computes with; fusion_head gets as many
+    max_batch_size        rows that one request may carry, and the most that any step takes at once; at least
+                          the 8 that warm it up
+    preferred_batch_size  rows of waiting requests that an encoder joins; 0: up to max_batch_size
+    encoder_queue_size    requests that wait for an encoder before more are refused; 0: no bound and no
+                          timeout there; see its config.pbtxt
+    max_queue_delay_us    that a step waits for its batch to fill, in microseconds
+    precision             of the backbones, as `diptych export --precision` takes it
+    """
+
+    preprocess_instances: Count = 1
+    image_encoder_instances: Count = 1
+    text_encoder_instances: Count = 1
+    encoder_threads: Count = 1
+    max_batch_size: Annotated[int, msgspec.Meta(ge=8, le=256)] = 32
+    preferred_batch_size: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    encoder_queue_size: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 256
+    max_queue_delay_us: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.preferred_batch_size > self.max_batch_size:
+            raise ValueError(
+                f"preferred_batch_size {self.preferred_batch_size} is above "
+                f"max_batch_size {self.max_batch_size}"
+            )
+
+    @classmethod
+    def for_cores(cls, num_cores: int, *, on_gpu: bool = False) -> Settings:
+        """What to begin with on a machine of so many cores; `diptych tune` finds what is best.
+
+        On CPUs the image encoder is most of the work and its instances are single-threaded, so it gets one a
+        core: with one instance of it the second of two cores idled (40 items/s, 56 with two). The other steps
+        get a share: they wait for each other, and an idle instance costs its copy of the weights. Batches are
+        small there: past a few rows a larger one costs no less a row, and all that arrives meanwhile waits
+        for the whole of it.
+
+        On GPUs one instance of an encoder fills the GPU with batches, and the cores decode pictures.
+        """
+        if on_gpu:
+            return cls(preprocess_instances=max(1, num_cores // 2))
+        return cls(
+            preprocess_instances=max(1, num_cores // 4),
+            image_encoder_instances=num_cores,
+            text_encoder_instances=max(1, num_cores // 2),
+            preferred_batch_size=4,
+            encoder_queue_size=0,
+        )
+
+
+def settings_for(target: str, cores: int | None) -> Settings:
+    """Those of a new repository.
+
+    cores  of the machine that will serve. By default those of this one, which for CPUs is the likely case;
+           for GPUs it is not, so that this machine's number says nothing
+    """
+    if target == "gpu":
+        return Settings.for_cores(cores or CORES_BESIDE_A_GPU, on_gpu=True)
+    return Settings.for_cores(cores or num_cores())
+
+
+def load_settings(path: Path) -> Settings:
+    """Read what `save_settings` wrote, or a hand wrote. Raises UserError."""
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--tuning {path}: no such file. Make one: diptych tune REPO") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    known = [field.name for field in dataclasses.fields(Settings)]
+    if unknown := sorted(set(tree) - set(known)):
+        raise UserError(f"{path}: unknown key '{unknown[0]}'. Known keys: {', '.join(known)}")
+    try:
+        return msgspec.convert(tree, Settings)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def save_settings(settings: Settings, path: Path, comments: str) -> None:
+    """Write them under lines of comment that say where they come from."""
+    header = "".join(f"# {line}\n" for line in comments.splitlines())
+    path.write_text(f"{header}\n{tomli_w.dumps(dataclasses.asdict(settings))}", "utf-8")
+
+
+def apply_settings(settings: Settings, repository: Path) -> None:
+    """Write the settings into the configs of a repository; all else in them, comments too, stays."""
+    texts = {path: read_text(path) for path in repository.glob(f"*/{CONFIG_FILE}")}
+    for path, text in texts.items():
+        replace_text(path, edit_config(text, settings, path))
+
+
+def edit_config(text: str, settings: Settings, path: Path) -> str:
+    """One config with other settings. Raises UserError where it is not written as in model_repository/."""
+    model = path.parent.name
+    values: dict[str, int | str] = {r"^(max_batch_size: )\d+": settings.max_batch_size}
+    if model in STEPS:
+        values[r"^(  max_queue_delay_microseconds: )\d+"] = settings.max_queue_delay_us
+    if (instances := getattr(settings, f"{model}_instances", None)) is not None:
+        values[r"^(instance_group \[ \{ count: )\d+"] = instances
+    if model in TORCHSCRIPT:
+        # LibTorch has one number for the whole process: the first model's that loads, in 24.10 the last's.
+        values[r'^(parameters \{ key: "INTRA_OP_THREAD_COUNT" value \{ string_value: ")\d+'] = (
+            settings.encoder_threads
+        )
+    if model in ENCODERS:
+        is_bounded = settings.encoder_queue_size > 0
+        values[r"^(  preferred_batch_size: \[)\d*"] = settings.preferred_batch_size or ""
+        values[r"^(    max_queue_size: )\d+"] = settings.encoder_queue_size
+        values[r"^(    default_timeout_microseconds: )\d+"] = TIMEOUT_US if is_bounded else 0
+        values[r"^(    allow_timeout_override: )\w+"] = str(is_bounded).lower()
+    for pattern, value in values.items():
+        text, count = re.subn(pattern, rf"\g<1>{value}", text, flags=re.MULTILINE)
+        if count != 1:
+            raise UserError(
+                f"{path}: {count} lines match {pattern}; one is expected. "
+                "Write it as in model_repository/, or set it by hand."
+            )
+    return text

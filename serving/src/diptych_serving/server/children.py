@@ -1,0 +1,64 @@
+"""Starts processes that do not outlive this one, however it ends.
+
+`end_in_order` turns the signals that a process can handle into an exception, so that every `with` block ends.
+SIGKILL cannot be handled: `start` asks the kernel to send the child SIGTERM when this process dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+from diptych_serving.server import launch
+
+# For a child to end what it has started itself.
+EXIT_TIMEOUT_S = 30.0
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+def end_in_order() -> None:
+    """For the main thread of a program: SIGTERM and SIGHUP end it as `sys.exit` does.
+
+    A second signal does not disturb the end. SIGINT is Python's KeyboardInterrupt already.
+    """
+    for signum in SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
+            signal.signal(signum, _exit)
+
+
+def _exit(signum: int, frame: FrameType | None) -> None:
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + signum)
+
+
+def start(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    """subprocess.Popen, for a process that ends with the thread that has started it.
+
+    Call it from a thread that lives as long as the child shall: the kernel counts threads, not processes.
+    """
+    program = shutil.which(command[0]) or command[0]
+    launcher = [sys.executable, "-I", launch.__file__, str(os.getpid())]
+    return subprocess.Popen([*launcher, program, *command[1:]], **options)
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process that is asked to end at the end of the `with`, and killed where it does not."""
+    process = start(command, **options)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

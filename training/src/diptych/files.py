@@ -1,0 +1,49 @@
+"""Files that are whole or absent, whatever interrupts their writing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_json(path: Path, tree: Any, indent: int | None = 2) -> None:
+    """Write beside and rename: the file is the old one or the new one, never half of it.
+
+    NaN and infinity are not JSON: they raise ValueError. The code that computes them has to report them.
+    """
+    text = json.dumps(tree, indent=indent, allow_nan=False) + "\n"
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(text, "utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a .safetensors file that is whole or absent, readable as the umask says.
+
+    `save_file` makes its file readable by its owner alone.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata or {})
+        )
+        unfinished.chmod(mode)
+        unfinished.rename(path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

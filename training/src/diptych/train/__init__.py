@@ -1,0 +1,1 @@
+"""Fits a model: the loop, its steps, its processes."""
