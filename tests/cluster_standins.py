@@ -136,7 +136,7 @@ def run_module(module: str, arguments: Sequence[str], places: Mapping[str, objec
     words = list(arguments)
     for inside, here in places.items():
         words = [re.sub(rf"^{inside}(?=/|$)", str(here), word) for word in words]
-    done = subprocess.run([sys.executable, "-m", f"diptych_serving.server.{module}", *words], check=False)
+    done = subprocess.run([sys.executable, "-m", f"diptych_serving.{module}", *words], check=False)
     if done.returncode:
         sys.exit(done.returncode)
 

@@ -12,8 +12,9 @@ import pytest
 from fake_cuda import fake_driver
 from tiny_repository import build_tiny_repository
 
+from diptych_serving import hardware
 from diptych_serving.repository.settings import Settings, apply_settings, settings_for
-from diptych_serving.server import placement as hardware
+from diptych_serving.server import placement
 from diptych_serving.server.triton_log import explain_missing_gpu
 
 TOO_OLD_DRIVER = (
@@ -140,10 +141,10 @@ def test_more_instances_than_cores_are_said(tmp_path: Path, monkeypatch: pytest.
     apply_settings(Settings.for_cores(8), repository)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     assert "image_encoder has 8 instances, and there are 2 cores here" in str(
-        hardware.describe_excess(repository)
+        placement.describe_excess(repository)
     )
     apply_settings(Settings.for_cores(2), repository)
-    assert hardware.describe_excess(repository) is None
+    assert placement.describe_excess(repository) is None
 
 
 def test_an_export_for_gpus_does_not_depend_on_the_cores_of_the_machine_that_exports(

@@ -1,6 +1,6 @@
 """A closed loop of callers in a process of its own: each sends its next request when it has its answer.
 
-`python -m diptych_serving.tuning.closed_loop` reads a job as JSON from stdin and writes a Load as JSON to stdout.
+`python -m diptych_serving.tuning.closed_loop` reads a job and writes a Load, as JSON.
 Its CPU time is the client's alone, and its threads take no time from the process that measures.
 """
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from diptych.config.sections import DataConfig
 from diptych.data.items import Item, UnusableItem
 from diptych.location import Location
-from diptych_serving.progress import progress_bar
 from diptych.runs.run import Run
+from diptych_serving.progress import progress_bar
 
 FINGERPRINT_FILE = "fingerprint.json"
 STARTING_WEIGHTS = "weights to start from"

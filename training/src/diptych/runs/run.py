@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
 
 from diptych.config.loader import Config, load_config, save_config
-from diptych_serving.errors import UserError
-from diptych.files import save_tensors, write_json
 from diptych.data.labels import LABELS_FILE, read_labels, write_labels
+from diptych.files import save_tensors, write_json
 from diptych.models.backbones import build_classifier, text_architecture
 from diptych.models.classifier import Classifier
+from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import SPEC_FILE, TOKENIZER_FILE, Preprocessor
 
 CONFIG_FILE = "config.toml"

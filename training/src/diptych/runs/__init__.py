@@ -1,0 +1,1 @@
+"""A trained model on disk: its directory, what it depends on, its checkpoints."""
