@@ -117,7 +117,8 @@ def test_the_entry_points_import_nothing_that_the_serving_image_lacks(module, tm
 
 def test_the_load_test_runs_without_the_training_package(tmp_path):
     lay_out(DOCKER / "client.Dockerfile", tmp_path)
-    program = "import loadtest.locustfile, sys; print({name.partition('.')[0] for name in sys.modules} & {'diptych', 'torch'})"
+    packages = "{name.partition('.')[0] for name in sys.modules}"
+    program = f"import loadtest.locustfile, sys; print({packages} & {{'diptych', 'torch'}})"
     environment = {"PYTHONPATH": str(tmp_path / "opt/diptych"), "PATH": "/usr/bin:/bin"}
     found = run(sys.executable, "-c", program, cwd=tmp_path, env=environment)
     assert found.returncode == 0, found.stderr

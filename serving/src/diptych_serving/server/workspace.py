@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Libraries start as many threads as there are cores, in each process anew. Ours are processes by design: one
 # thread each, and what the configs say for PyTorch.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-OUR_BACKENDS = Path(__file__).parent / "backends"
+OUR_BACKENDS = Path(__file__).parents[1] / "backends"
 
 
 class Workspace:
