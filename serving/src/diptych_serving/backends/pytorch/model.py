@@ -16,7 +16,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 DEFAULT_FILE = "model.pt"
-METERING = Path(__file__).resolve().parents[3] / "metering.py"
+METERING = Path(__file__).resolve().parents[2] / "metering.py"
 
 
 class TritonPythonModel:
