@@ -11,9 +11,10 @@ from conftest import make_text_backbone
 from transformers import BertConfig, BertModel
 
 from diptych.config.loader import load_config
-from diptych.models.backbones import build_image_encoder, build_text_encoder, tokenizer_json
 from diptych.models.classifier import Classifier, Inputs
 from diptych.models.fusion import FusionHead
+from diptych.models.image_backbones import build_image_encoder
+from diptych.models.text_backbones import build_text_encoder, tokenizer_json
 from diptych_serving.errors import UserError
 
 ARTICLE = Path(__file__).parents[2] / "training" / "configs" / "article.toml"

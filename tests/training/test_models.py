@@ -9,9 +9,10 @@ import torch
 from conftest import make_text_backbone
 
 from diptych.config.sections import FusionConfig, ImageConfig, TextConfig, TrainConfig
-from diptych.models.backbones import build_image_encoder, build_text_encoder
 from diptych.models.classifier import Classifier, Inputs
 from diptych.models.fusion import FUSIONS, FusionHead
+from diptych.models.image_backbones import build_image_encoder
+from diptych.models.text_backbones import build_text_encoder
 from diptych.train.trainer import drop_modalities
 from diptych_serving.errors import UserError
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from diptych.config.loader import Config, load_config, save_config
 from diptych.data.labels import LABELS_FILE, read_labels, write_labels
 from diptych.files import save_tensors, write_json
-from diptych.models.backbones import build_classifier, text_architecture
+from diptych.models.backbones import build_classifier
 from diptych.models.classifier import Classifier
+from diptych.models.text_backbones import text_architecture
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import SPEC_FILE, TOKENIZER_FILE, Preprocessor
 
