@@ -1,0 +1,33 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from diptych.cli.outputs import check_figure
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, made by `diptych train`.")]
+ConfigArgument = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A TOML file, such as those in training/configs/.")
+]
+Overrides = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the config; repeatable."),
+]
+DataOverrides = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--set",
+        metavar="data.KEY=VALUE",
+        help="Use another table than the run was trained with, such as data.test_csv=FILE; repeatable.",
+    ),
+]
+ImageOption = Annotated[Optional[Path], typer.Option(help="A picture file.")]
+TextOption = Annotated[str, typer.Option(help="A few words.")]
+PlotOption = Annotated[
+    Optional[Path],
+    typer.Option(callback=check_figure, help="Draw it into this file: PNG, SVG, PDF, by its ending."),
+]

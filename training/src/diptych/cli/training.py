@@ -1,0 +1,83 @@
+"""`diptych train` and `evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from diptych.cli.options import (
+    ConfigArgument,
+    DataOverrides,
+    Overrides,
+    RunArgument,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    config: ConfigArgument,
+    out: Annotated[Path, typer.Option(help="The run directory to write.")],
+    overrides: Overrides = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave rows out that cannot be used, and list them.")
+    ] = False,
+    folds: Annotated[
+        Optional[int],
+        typer.Option(
+            help="Cross-validate instead: train this many models, each without a part of all items, and "
+            "report what they say to the part that they have not seen. Where backbones are frozen, "
+            "OUT/averaged is one run with the mean of their weights.",
+            min=2,
+        ),
+    ] = None,
+) -> None:
+    """Train a classifier, then evaluate it where the config names a test set."""
+    from diptych.analysis.cross_validation import AVERAGED, cross_validate
+    from diptych.analysis.cross_validation_table import describe
+    from diptych.config.loader import load_config
+    from diptych.evaluation.evaluate import evaluate
+    from diptych.train.parallel import is_main_process
+    from diptych.train.train import train
+
+    skip = ["data.skip_bad_rows=true"] if skip_bad_rows else []
+    loaded = load_config(config, [*(overrides or []), *skip])
+    if folds:
+        results = cross_validate(loaded, out, folds)
+        if is_main_process():
+            typer.echo(describe(results))
+            if loaded.train.freeze_backbones:
+                typer.echo(f"{out / AVERAGED}: one run, the mean of the folds' weights")
+        return
+    run = train(loaded, out)
+    if not is_main_process():
+        return
+    if run.config.data.test_csv:
+        evaluate(run)
+    _print_scores(run.directory)
+
+
+@app.command()
+def evaluate(run: RunArgument, overrides: DataOverrides = None) -> None:
+    """Report on the test set: both modalities, each alone, every category."""
+    from diptych.evaluation.evaluate import evaluate
+    from diptych.runs.run import load_run
+
+    typer.echo(evaluate(load_run(run, overrides or [])))
+    _print_scores(run)
+
+
+def _print_scores(run: Path) -> None:
+    from diptych.runs.run import read_metrics
+
+    metrics = read_metrics(run)
+    split = "test" if "test" in metrics else "val"
+    typer.echo(f"{split:<12}{'accuracy':>10}{'macro-F1':>10}{'ECE':>8}{'items':>7}")
+    for condition, scores in metrics[split].items():
+        typer.echo(
+            f"{condition:<12}{scores['accuracy']:>10.3f}{scores['macro_f1']:>10.3f}"
+            f"{scores['ece']:>8.3f}{scores['num_items']:>7}"
+        )
