@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import sys
 from pathlib import Path
 from typing import Annotated, Protocol
 
 import msgspec
 
-from diptych_serving.errors import UserError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from diptych_serving.toml_file import load_toml
 
 
 class Measured(Protocol):
@@ -56,19 +49,5 @@ class Objectives:
 
 
 def load_objectives(path: Path) -> Objectives:
-    try:
-        tree = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"--slo {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"--slo {path}: not valid TOML: {error}") from None
-    known = [field.name for field in dataclasses.fields(Objectives)]
-    for key in tree:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise UserError(f"{path}: unknown key '{key}'.{hint} Known keys: {', '.join(known)}")
-    try:
-        return msgspec.convert(tree, Objectives)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path}: {error}") from None
+    """Read slo.toml or a file like it. Raises UserError."""
+    return load_toml(path, Objectives, missing="Write one like loadtest/slo.toml, and name it with --slo")

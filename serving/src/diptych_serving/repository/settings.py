@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,11 +14,7 @@ from diptych_serving.errors import UserError
 from diptych_serving.hardware import num_cores
 from diptych_serving.repository.files import read_text, replace_text
 from diptych_serving.repository.layout import CONFIG_FILE, STEPS, TORCHSCRIPT
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from diptych_serving.toml_file import load_toml
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
@@ -96,19 +91,7 @@ def settings_for(target: str, cores: int | None) -> Settings:
 
 def load_settings(path: Path) -> Settings:
     """Read what `save_settings` wrote, or a hand wrote. Raises UserError."""
-    try:
-        tree = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--tuning {path}: no such file. Make one: diptych tune REPO") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
-    known = [field.name for field in dataclasses.fields(Settings)]
-    if unknown := sorted(set(tree) - set(known)):
-        raise UserError(f"{path}: unknown key '{unknown[0]}'. Known keys: {', '.join(known)}")
-    try:
-        return msgspec.convert(tree, Settings)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path}: {error}") from None
+    return load_toml(path, Settings, missing="Make one: diptych tune REPO")
 
 
 def save_settings(settings: Settings, path: Path, comments: str) -> None:

@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import sys
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,13 +23,8 @@ from diptych.config.sections import (
     TrainConfig,
 )
 from diptych.location import Location
-from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import PreprocessingSpec
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from diptych_serving.toml_file import load_toml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,54 +49,19 @@ class Config:
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read and check a TOML file. Relative paths in it are relative to the current directory; URLs stay."""
-    try:
-        tree = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Shipped configs are in training/configs/.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
-    for override in overrides:
-        _set(tree, override)
-    _reject_unknown_keys(tree, Config, f"{path}", section="")
-    try:
-        return msgspec.convert(tree, Config, dec_hook=_decode_location)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{path}: {error}") from None
+    return load_toml(
+        path,
+        Config,
+        missing="Shipped configs are in training/configs/.",
+        overrides=overrides,
+        decode=_decode_location,
+    )
 
 
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved tree; `load_config` reads it back to an equal one."""
     tree = msgspec.to_builtins(config, enc_hook=str)
     path.write_text(tomli_w.dumps(_without_none(tree)), "utf-8")
-
-
-def _set(tree: dict[str, Any], override: str) -> None:
-    """Apply one `section.key=value`. The value is TOML; what is not valid TOML is a plain string."""
-    name, equals, text = override.partition("=")
-    if not equals:
-        raise UserError(f"--set {override}: expected section.key=value, such as train.epochs=20")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *sections, key = name.strip().split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"--set {override}: '{section}' is a value, not a section")
-    tree[key] = value
-
-
-def _reject_unknown_keys(tree: dict[str, Any], schema: type, where: str, section: str) -> None:
-    types = typing.get_type_hints(schema)
-    for key, value in tree.items():
-        if key not in types:
-            near = difflib.get_close_matches(key, types, n=1, cutoff=0.5)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            place = f"{where} [{section}]" if section else where
-            raise UserError(f"{place}: unknown key '{key}'.{hint} Known keys: {', '.join(types)}")
-        if dataclasses.is_dataclass(types[key]) and isinstance(value, dict):
-            _reject_unknown_keys(value, typing.cast(type, types[key]), where, f"{section}.{key}".strip("."))
 
 
 def _decode_location(expected: type, value: object) -> object:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Container, Mapping
 from pathlib import Path, PurePosixPath
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from diptych_serving.toml_file import read_toml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +40,7 @@ class FolderTable:
 
 def load_folder_table(path: Path) -> FolderTable:
     """Each table of the file is one way to sort the drawings: category = [places]."""
-    content = tomllib.loads(path.read_text("utf-8"))
+    content = read_toml(path, missing="It comes with this package.")
     return FolderTable(
         exclude=frozenset(map(PurePosixPath, content.pop("exclude"))),
         useless_texts=frozenset(content.pop("useless_texts")),
