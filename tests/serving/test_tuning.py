@@ -186,7 +186,7 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("max_batch = 3", "unknown key 'max_batch'. Did you mean 'max_batch_size'? Known keys: "),
+        ("max_batch = 3", "unknown key 'max_batch'. Did you mean 'max_batch_size'\\? Known keys: "),
         ("max_batch_size = 0", r"Expected `int` >= 8 - at `\$.max_batch_size`"),
         ("preferred_batch_size = 64", "preferred_batch_size 64 is above max_batch_size 32"),
         ("max_batch_size = ", "not valid TOML"),
