@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,13 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from bombs import BOMBS, encode
-from hostile_inputs import hostile_items
-from raw_wire import Item, Refused, ask_over_grpc, grpc_channel
-
 from diptych_serving.server import Server, children
+from tests.bombs import BOMBS, encode
+from tests.helpers.hostile_inputs import hostile_items
+from tests.helpers.raw_wire import Item, Refused, ask_over_grpc, grpc_channel
 
 
 def good_items() -> list[Item]:

@@ -1,6 +1,6 @@
 """How much memory `diptych-client score` takes for longer and longer tables, against a real tritonserver.
 
-    python tests/score_memory.py 5000 20000 100000
+    python -m tests.score_memory 5000 20000 100000
 
 The server serves the tiny repository of the tests, so the client is what is measured. Each table is scored
 by a process of its own. Its peak of resident memory is read from /proc while it runs: what
@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from conftest import write_picture
-from tiny_repository import build_tiny_repository
 
 from diptych_serving.server import Server
+from tests.helpers.catalogues import write_picture
+from tests.helpers.tiny_repository import build_tiny_repository
 
 NUM_PICTURES = 60
 LOOK_EVERY_S = 0.1

@@ -1,6 +1,6 @@
 """A thousand calls whose deadlines expire. As a program: how many such storms over gRPC a server survives.
 
-    python tests/storms.py 15
+    python -m tests.storms 15
 
 First with deadlines that gRPC itself keeps, as tritonclient leaves them, then with `diptych_client`. What is
 served is the tiny repository of the tests with a picture encoder as slow as a real one and a queue of eight,
@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as triton
-from tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
-from traffic import NO_RETRIES, Traffic
 
 from diptych_client import Client
 from diptych_serving.server import Server, children
+from tests.helpers.tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
+from tests.helpers.traffic import NO_RETRIES, Traffic
 
 NUM_CALLS, CONCURRENCY = 1000, 64
 WORDS = "a red cat"

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fake_triton import FakeTriton
 
 from diptych_client import Answer, AsyncClient, Client
+from tests.client.fake_triton import FakeTriton
 
 
 @pytest.fixture

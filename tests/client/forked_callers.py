@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from diptych_client import AsyncClient, Client, DiptychError, Retries
 
@@ -65,7 +64,7 @@ def main() -> None:
     parser.add_argument("--asynchronous", action="store_true")
     arguments = parser.parse_args()
     server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("echo_server.py"))],
+        [sys.executable, "-m", "tests.client.echo_server"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -7,9 +7,9 @@ import inspect
 import time
 
 import pytest
-from fake_triton import Failure, FakeTriton
 
 from diptych_client import AsyncClient, Client, ConnectionFailed, DeadlineExceeded, InvalidInput, ServerFault
+from tests.client.fake_triton import Failure, FakeTriton
 
 WIRES = ("grpc", "http")
 

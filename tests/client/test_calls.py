@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fake_triton import Failure, FakeTriton
 
 import diptych_client
 from diptych_client import Client, Retries
+from tests.client.fake_triton import Failure, FakeTriton
 
 TRANSPORTS = ("grpc", "http")
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_triton import Failure, FakeTriton
 
 from diptych_client import InvalidInput, Tls
 from diptych_client._cli import main
 from diptych_client._environment import headers_of, tls_of
+from tests.client.fake_triton import Failure, FakeTriton
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_triton import Failure, FakeTriton
 
 from diptych_client import AsyncClient, Client, DiptychError, InvalidInput, Retries
+from tests.client.fake_triton import Failure, FakeTriton
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from fake_triton import FakeTriton, Received
 
 from diptych_client import AsyncClient, Client, ConnectionFailed, DeadlineExceeded
 from diptych_client._servers import Balancer
 from diptych_client._transports._pool import MAX_CONNECTIONS
+from tests.client.fake_triton import FakeTriton, Received
 
 PATIENCE_S = 20.0
 

@@ -9,9 +9,9 @@ import threading
 import types
 
 import pytest
-from fake_triton import Failure, FakeTriton
 
 from diptych_client import AsyncClient, Client, DeadlineExceeded, InvalidInput, ServerFault
+from tests.client.fake_triton import Failure, FakeTriton
 
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("TENANT")
 

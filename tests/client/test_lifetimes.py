@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from fake_triton import FakeTriton
-from silent_proxy import SilentProxy
 
 from diptych_client import Answer, AsyncClient, Client, DeadlineExceeded, DiptychError, Retries
+from tests.client.fake_triton import FakeTriton
+from tests.client.silent_proxy import SilentProxy
 
 
 @pytest.fixture

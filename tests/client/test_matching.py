@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fake_triton import Failure, FakeTriton
 
 from diptych_client import Client, ConnectionFailed, DiptychError, Retries
+from tests.client.fake_triton import Failure, FakeTriton
 
 LABELS = ["electronics", "clothing", "books", "home: garden"]
 FORKED_CALLERS = Path(__file__).with_name("forked_callers.py")

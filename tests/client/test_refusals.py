@@ -8,7 +8,6 @@ import threading
 import time
 
 import pytest
-from fake_triton import Failure, FakeTriton
 
 from diptych_client import (
     Client,
@@ -20,6 +19,7 @@ from diptych_client import (
     Overloaded,
     Retries,
 )
+from tests.client.fake_triton import Failure, FakeTriton
 
 FULL = Failure("UNAVAILABLE", 503, "in ensemble 'classifier', Exceeds maximum queue size")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from fake_triton import Failure, FakeTriton, Received
 
 import diptych_client
 from diptych_client import (
@@ -17,6 +16,7 @@ from diptych_client import (
 )
 from diptych_client._errors import ConnectionFailed
 from diptych_client._retries import DEFAULT_MAX_ATTEMPTS, Deadline, RetryBudget
+from tests.client.fake_triton import Failure, FakeTriton, Received
 
 FULL = Failure("UNAVAILABLE", 503, "in ensemble 'classifier', Exceeds maximum queue size")
 STOPPING = Failure(

@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_triton import Failure, FakeTriton
 
 from diptych_client import (
     Client,
@@ -25,6 +24,7 @@ from diptych_client import (
 )
 from diptych_client._cli import main
 from diptych_client.testing import FakeRequest, FakeServer
+from tests.client.fake_triton import Failure, FakeTriton
 
 LABELS = ("food", "tools")
 

@@ -12,12 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cluster_standins
 import pytest
 import yaml
-from kubernetes_manifests import KUBERNETES, Manifest, kinds, pod_of, render, serving_of, the
 
 from diptych.runs.run import Run
+from tests.helpers import cluster_standins
+from tests.helpers.kubernetes_manifests import KUBERNETES, Manifest, kinds, pod_of, render, serving_of, the
 
 ROOT = Path(__file__).parents[2]
 TEN, ONE_MACHINE = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docker/README.md").read_text(), re.M | re.S)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from docker.utils.build import exclude_paths
-from image_layout import DOCKER, ROOT, SERVING, SERVING_PACKAGES, copied, lay_out
+
+from tests.helpers.image_layout import DOCKER, ROOT, SERVING, SERVING_PACKAGES, copied, lay_out
 
 DOCKERFILES = sorted(DOCKER.rglob("*Dockerfile"))
 TOOLS = Path(sys.executable).parent

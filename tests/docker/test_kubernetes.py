@@ -11,7 +11,12 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from kubernetes_manifests import (
+
+from diptych_serving import healthcheck
+from diptych_serving.container import parser
+from diptych_serving.server import drain, ports, server
+from diptych_serving.server.tracing import Tracing
+from tests.helpers.kubernetes_manifests import (
     KUBERNETES,
     OVERLAYS,
     Manifest,
@@ -24,11 +29,6 @@ from kubernetes_manifests import (
     the,
     walk,
 )
-
-from diptych_serving import healthcheck
-from diptych_serving.container import parser
-from diptych_serving.server import drain, ports, server
-from diptych_serving.server.tracing import Tracing
 
 # The oldest that knows all that is used (preStop.sleep), and the newest that kubernetes-validate knows.
 VERSIONS = ("1.30", "1.37")

@@ -17,8 +17,9 @@ import envoy
 import kubernetes_validate
 import pytest
 import yaml
-from certificates import make_certificates
-from kubernetes_manifests import KUBERNETES, Manifest, render, the
+
+from tests.helpers.certificates import make_certificates
+from tests.helpers.kubernetes_manifests import KUBERNETES, Manifest, render, the
 
 COMPONENT = KUBERNETES / "components/proxy"
 LOCALHOST = "127.0.0.1"

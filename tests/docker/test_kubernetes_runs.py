@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from image_layout import SERVING
-from kubernetes_manifests import KUBERNETES, Manifest, pod_of, render_overlay, serving_of, the
-from tiny_repository import build_tiny_repository
 
 from diptych_serving.repository.layout import ENSEMBLE, STEPS
 from diptych_serving.server import Server
 from diptych_serving.server.gpu import has_gpu
+from tests.helpers.image_layout import SERVING
+from tests.helpers.kubernetes_manifests import KUBERNETES, Manifest, pod_of, render_overlay, serving_of, the
+from tests.helpers.tiny_repository import build_tiny_repository
 
 
 def entry_point() -> list[str]:

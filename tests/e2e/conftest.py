@@ -1,38 +1,6 @@
-"""One real tritonserver over the tiny trained model, for tests that only ask it; what releases start from."""
+"""The tiny model behind a real tritonserver."""
 
-from __future__ import annotations
+from tests.helpers.tiny_model import exported_repository, tiny_config, tiny_run
+from tests.helpers.tiny_server import items, releases, server
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-from raw_wire import Item
-
-from bench.release_show.__main__ import export_versions
-from diptych.runs.run import Run
-from diptych_serving.server import Server
-
-KINDS = ("both", "picture only", "words only")
-
-
-@pytest.fixture(scope="session")
-def server(exported_repository: Path) -> Iterator[Server]:
-    with Server(exported_repository, http_port=0, grpc_port=0, metrics_port=0) as running:
-        running.wait_until_ready()
-        yield running
-
-
-@pytest.fixture(scope="session")
-def items(tiny_run: Run) -> list[Item]:
-    """Validation items, every kind of them: both modalities, picture only, words only."""
-    directory = Path(tiny_run.config.data.val_csv).parent
-    pictures = [path.read_bytes() for path in sorted(directory.glob("*.png"))[:9]]
-    texts = [f"a {word} number {number}".encode() for number, word in enumerate(9 * ["snow", "leaf", "lamp"])]
-    both = list(zip(pictures, texts, strict=False))
-    return [*both, *((image, b"") for image, _ in both), *((b"", text) for _, text in both)]
-
-
-@pytest.fixture(scope="session")
-def releases(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three versions whose answers differ; version 1 serves."""
-    return export_versions(tiny_run, tmp_path_factory.mktemp("releases") / "model_repository", num_versions=3)
+__all__ = ["exported_repository", "items", "releases", "server", "tiny_config", "tiny_run"]

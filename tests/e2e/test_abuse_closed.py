@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as triton
 import trustme
-from raw_wire import grpc_channel
 from tritonclient.utils import InferenceServerException
 
 from diptych_client import Client, Tls
 from diptych_serving.release.control import Control
 from diptych_serving.server import Server
 from diptych_serving.server.admin_key import AdminKey, find_admin_key
+from tests.helpers.raw_wire import grpc_channel
 
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # the second: its IPv6 form
 WRONG = AdminKey("x-diptych-admin-key", "not-the-key-of-this-server")

@@ -14,10 +14,10 @@ import grpc
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from raw_wire import Item, ask_over_grpc, ask_over_http, grpc_channel, tells_of_our_insides
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from diptych_serving.server import Server
+from tests.helpers.raw_wire import Item, ask_over_grpc, ask_over_http, grpc_channel, tells_of_our_insides
 
 HANG_S = 60
 INFER = "/v2/models/classifier/infer"

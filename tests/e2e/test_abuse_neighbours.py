@@ -6,11 +6,11 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from bombs import BOMBS
-from hostile_inputs import hostile_items
-from raw_wire import Item, Refused, ask_over_grpc, ask_over_http, grpc_channel
 
 from diptych_serving.server import Server
+from tests.bombs import BOMBS
+from tests.helpers.hostile_inputs import hostile_items
+from tests.helpers.raw_wire import Item, Refused, ask_over_grpc, ask_over_http, grpc_channel
 
 NUM_CALLERS = 8
 NUM_CALLS = 400

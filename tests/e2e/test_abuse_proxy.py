@@ -18,12 +18,12 @@ import envoy
 import grpc
 import pytest
 import yaml
-from raw_wire import Item
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from diptych_client import Client
 from diptych_serving.server import Server
 from diptych_serving.server.ports import Ports
+from tests.helpers.raw_wire import Item
 
 CONFIG = Path(__file__).parents[2] / "docker/proxy/envoy.yaml"
 LOCALHOST = "127.0.0.1"

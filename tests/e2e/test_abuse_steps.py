@@ -10,11 +10,11 @@ from itertools import cycle
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from hostile_tensors import Tensors, of_equal_shape, of_other_shapes
-from raw_wire import TIMEOUT_S, Item, ask_over_grpc, grpc_channel, infer
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from diptych_serving.server import Server
+from tests.helpers.hostile_tensors import Tensors, of_equal_shape, of_other_shapes
+from tests.helpers.raw_wire import TIMEOUT_S, Item, ask_over_grpc, grpc_channel, infer
 
 SIZE_PX, MAX_TOKENS = 64, 24  # of the tiny config
 NUM_CALLS, NUM_CALLERS, NUM_STRANGERS = 300, 6, 3

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from raw_wire import Item, Refused, grpc_channel, infer
-from tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
 
 from diptych_serving.metering import ALIVE, PERIOD_S
 from diptych_serving.server import Server, leftovers
+from tests.helpers.raw_wire import Item, Refused, grpc_channel, infer
+from tests.helpers.tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
 
 RULES = Path(__file__).parents[2] / "docker/prometheus/rules"
 SCRAPE_S = 30  # twice that of prometheus.yml: promtool needs half the time

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import make_text_backbone
 from transformers import BertConfig, BertModel
 
 from diptych.config.loader import load_config
@@ -16,6 +15,7 @@ from diptych.models.fusion import FusionHead
 from diptych.models.image_backbones import build_image_encoder
 from diptych.models.text_backbones import build_text_encoder, tokenizer_json
 from diptych_serving.errors import UserError
+from tests.helpers.tiny_model import make_text_backbone
 
 ARTICLE = Path(__file__).parents[2] / "training" / "configs" / "article.toml"
 

@@ -12,14 +12,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostile_inputs import HostileItem, OddItem, hostile_items, odd_items
 from numpy.typing import NDArray
-from raw_wire import Ask, Item, Refused, ask_over_grpc, ask_over_http, grpc_channel, tells_of_our_insides
 
 from diptych.evaluation.predict import predict
 from diptych.runs.run import Run
 from diptych_client import Client, InvalidInput, Limits
 from diptych_serving.server import Server
+from tests.helpers.hostile_inputs import HostileItem, OddItem, hostile_items, odd_items
+from tests.helpers.raw_wire import (
+    Ask,
+    Item,
+    Refused,
+    ask_over_grpc,
+    ask_over_http,
+    grpc_channel,
+    tells_of_our_insides,
+)
 
 ODD = odd_items()
 HOSTILE = hostile_items()

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hostile_proxy import Fault, HostileProxy
 
 from diptych_client import AsyncClient, Client, ConnectionFailed
 from diptych_serving.server import Server
+from tests.helpers.hostile_proxy import Fault, HostileProxy
 
 WIRES = ("grpc", "http")
 TIMEOUT_S = 10

@@ -14,9 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
-from hostile_proxy import Fault, HostileProxy
-from python_stubs import needs_python_stubs
-from tiny_repository import build_tiny_repository
 
 from diptych_client import (
     Answer,
@@ -30,6 +27,9 @@ from diptych_client import (
     ServerFault,
 )
 from diptych_serving.server import Server, leftovers
+from tests.helpers.hostile_proxy import Fault, HostileProxy
+from tests.helpers.python_stubs import needs_python_stubs
+from tests.helpers.tiny_repository import build_tiny_repository
 
 TIMEOUT_S = 1.5
 # What a loaded machine may take to notice.

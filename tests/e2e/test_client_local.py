@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from raw_wire import Item
-from tiny_repository import build_tiny_repository, write_manifest
 
 from diptych_client import AsyncClient, Client, InvalidInput
 from diptych_serving.server import Server
+from tests.helpers.raw_wire import Item
+from tests.helpers.tiny_repository import build_tiny_repository, write_manifest
 
 LOAD_WITHOUT_TORCH = """
 import sys

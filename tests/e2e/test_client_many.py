@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from raw_wire import Item
 
 from diptych_client import AsyncClient, Client, InvalidInput, Outcome
 from diptych_serving.server import Server
+from tests.helpers.raw_wire import Item
 
 CONCURRENCY = 4
 HELD = 2 * CONCURRENCY

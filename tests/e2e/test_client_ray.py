@@ -16,11 +16,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_picture
-from hostile_proxy import HostileProxy
 
 from diptych_client import Client
 from diptych_serving.server import Server
+from tests.helpers.catalogues import write_picture
+from tests.helpers.hostile_proxy import HostileProxy
 
 EXAMPLE = Path(__file__).parents[2] / "client/examples/ray_score.py"
 # More than one block, so that there is one for each actor.

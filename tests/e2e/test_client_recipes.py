@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import trustme
-from conftest import make_catalogue, write_picture
 from fastapi.testclient import TestClient
-from hostile_proxy import HostileProxy
 
 from diptych_client import ConnectionFailed, DiptychError, InvalidInput
 from diptych_client.testing import FakeServer
 from diptych_serving.server import Server
+from tests.helpers.catalogues import make_catalogue, write_picture
+from tests.helpers.hostile_proxy import HostileProxy
 
 README = Path(__file__).parents[2] / "client/README.md"
 BLOCKS = {

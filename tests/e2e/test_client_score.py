@@ -16,11 +16,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_catalogue, write_picture
 
 from diptych_client import Answer, Client, ConnectionFailed, InvalidInput, ServerFault, score_table
 from diptych_client._cli import main
 from diptych_serving.server import Server
+from tests.helpers.catalogues import make_catalogue, write_picture
 
 BAD = 5  # the row of the tables below whose picture is not one
 

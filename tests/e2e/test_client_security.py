@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from certificates import make_certificates
-from tiny_repository import LABELS, build_tiny_repository
 
 from diptych_client import AsyncClient, Client, ConnectionFailed, NotAllowed, Tls
 from diptych_serving.server import Server
 from diptych_serving.server.probe import grpc_responds
 from diptych_serving.server.tls import ServerTls
+from tests.helpers.certificates import make_certificates
+from tests.helpers.tiny_repository import LABELS, build_tiny_repository
 
 ROOT = Path(__file__).parents[2]
 KEY = "the-key-of-this-deployment"

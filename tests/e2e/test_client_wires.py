@@ -15,9 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trustme
-from hostile_proxy import HostileProxy
 from PIL import Image
-from raw_wire import Item
 
 from diptych.runs.run import Run
 from diptych_client import (
@@ -29,6 +27,8 @@ from diptych_client import (
     Tls,
 )
 from diptych_serving.server import Server
+from tests.helpers.hostile_proxy import HostileProxy
+from tests.helpers.raw_wire import Item
 
 TIMEOUT_S = 30
 

@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from image_layout import SERVING, lay_out, link_signature_packages
-from serving_process import END_TIMEOUT_S, ServingProcess
 
 from diptych_client import Client
 from diptych_serving.repository.signing import load_private_key, sign_manifest
 from diptych_serving.server.installation import find_installation
+from tests.helpers.image_layout import SERVING, lay_out, link_signature_packages
+from tests.helpers.serving_process import END_TIMEOUT_S, ServingProcess
 
 
 @pytest.fixture

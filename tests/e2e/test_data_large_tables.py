@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_repository import tiny_tokenizer
 from tokenizers import Tokenizer, models
 
 from diptych.config.sections import DataConfig
@@ -28,6 +27,7 @@ from diptych.data.items import Item
 from diptych.location import Location
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import PreprocessingSpec, Preprocessor
+from tests.helpers.tiny_repository import tiny_tokenizer
 
 SPEC = PreprocessingSpec(image_size_px=32, max_tokens=16)
 READER = Preprocessor(SPEC, tiny_tokenizer().to_str())

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server_holdings import Holdings, num_pending
-from serving_process import READY_TIMEOUT_S, ServingProcess, wait_for
-from storms import NUM_CALLS, expire
-from tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
-from traffic import NO_RETRIES, Traffic
 
 from diptych_client import Answer, Client, DeadlineExceeded, Overloaded
 from diptych_serving.server import Server
+from tests.helpers.server_holdings import Holdings, num_pending
+from tests.helpers.serving_process import READY_TIMEOUT_S, ServingProcess, wait_for
+from tests.helpers.tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
+from tests.helpers.traffic import NO_RETRIES, Traffic
+from tests.storms import NUM_CALLS, expire
 
 CALLER = """
 import sys, threading

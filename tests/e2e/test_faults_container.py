@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from certificates import make_certificates
-from fake_cuda import fake_driver
-from serving_process import END_TIMEOUT_S, ServingProcess, wait_for
-from tiny_repository import build_tiny_repository
-from traffic import Traffic
 
 from diptych_client import Answer, Client, ModelNotReady, Tls
 from diptych_serving.server import leftovers
 from diptych_serving.server.gpu import has_gpu
+from tests.helpers.certificates import make_certificates
+from tests.helpers.fake_cuda import fake_driver
+from tests.helpers.serving_process import END_TIMEOUT_S, ServingProcess, wait_for
+from tests.helpers.tiny_repository import build_tiny_repository
+from tests.helpers.traffic import Traffic
 
 IN_NAMESPACES = [
     "unshare",

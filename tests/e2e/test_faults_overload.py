@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from server_holdings import num_pending
-from serving_process import wait_for
-from tiny_repository import SlowImageEncoder, build_tiny_repository, script_to
-from traffic import Traffic
 
 from diptych_client import Answer, Client, Overloaded
 from diptych_serving.server import Server
+from tests.helpers.server_holdings import num_pending
+from tests.helpers.serving_process import wait_for
+from tests.helpers.tiny_repository import SlowImageEncoder, build_tiny_repository, script_to
+from tests.helpers.traffic import Traffic
 
 
 @pytest.fixture(scope="module")

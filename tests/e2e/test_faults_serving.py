@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from python_stubs import needs_python_stubs
-from serving_process import END_TIMEOUT_S, ServingProcess
-from tiny_repository import build_tiny_repository
-from traffic import Traffic
 
 from diptych_client import Answer, ConnectionFailed, DeadlineExceeded, ModelNotReady, Retries, ServerFault
 from diptych_serving.server import Server
+from tests.helpers.python_stubs import needs_python_stubs
+from tests.helpers.serving_process import END_TIMEOUT_S, ServingProcess
+from tests.helpers.tiny_repository import build_tiny_repository
+from tests.helpers.traffic import Traffic
 
 
 @pytest.fixture(scope="module")

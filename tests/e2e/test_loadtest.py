@@ -20,11 +20,11 @@ from typing import Any
 
 import psutil
 import pytest
-from certificates import make_certificates
 
 from diptych.runs.run import Run
 from diptych_serving.server import Server
 from loadtest.__main__ import parse
+from tests.helpers.certificates import make_certificates
 
 ROOT = Path(__file__).parents[2]
 PAUSE_S = 1.0

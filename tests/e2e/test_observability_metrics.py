@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from raw_wire import Refused, ask_over_grpc, grpc_channel
-from tiny_repository import LABELS, build_tiny_repository
 
 from diptych_serving.metering import ALIVE
 from diptych_serving.preprocessing import REASONS
 from diptych_serving.release.control import Control
 from diptych_serving.repository.layout import STEPS, write_loaded, write_pins
 from diptych_serving.server import Server, leftovers
+from tests.helpers.raw_wire import Refused, ask_over_grpc, grpc_channel
+from tests.helpers.tiny_repository import LABELS, build_tiny_repository
 
 WAIT_S = 60
 SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prometheus import Prometheus, prometheus
 
 from diptych.runs.run import Run
 from diptych_serving.server import Server
+from tests.helpers.prometheus import Prometheus, prometheus
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

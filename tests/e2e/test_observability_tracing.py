@@ -8,13 +8,13 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from otlp_receiver import Receiver, Span, receiving
-from tiny_repository import build_tiny_repository
 
 from diptych_serving.errors import UserError
 from diptych_serving.repository.layout import STEPS
 from diptych_serving.server import Server
 from diptych_serving.server.tracing import SERVICE, Tracing
+from tests.helpers.otlp_receiver import Receiver, Span, receiving
+from tests.helpers.tiny_repository import build_tiny_repository
 
 # A program that uses OpenTelemetry, as its documentation says; each of its own spans is named after a case.
 PROGRAM = """

@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from hostile_inputs import odd_items
-from raw_wire import Item, ask_over_grpc, grpc_channel, infer
 
 from diptych.evaluation.predict import predict
 from diptych.runs.run import Run
 from diptych_client import Answer, Client, InvalidInput
 from diptych_serving.preprocessing import Row
 from diptych_serving.server import Server
+from tests.helpers.hostile_inputs import odd_items
+from tests.helpers.raw_wire import Item, ask_over_grpc, grpc_channel, infer
 
 TENSORS = ("pixel_values", "image_present", "input_ids", "attention_mask")
 # Batches of other sizes add the same numbers in another order: 1.3e-6 here between 1 row and 32.

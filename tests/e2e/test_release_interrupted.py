@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from releasing import contents
-from serving_process import ServingProcess, wait_for
 
 from diptych_client import Client
 from diptych_serving.release.control import Control
 from diptych_serving.repository import journal
 from diptych_serving.repository.layout import loaded_by_step, serving_version, sha256
+from tests.helpers.releasing import contents
+from tests.helpers.serving_process import ServingProcess, wait_for
 
 LOAD_S = 6
 

@@ -7,9 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import relabel
-from raw_wire import Item
-from releasing import contents, run_command
 
 from bench.release_show.traffic import Traffic, expect, find_strays
 from diptych.export.export import export
@@ -20,6 +17,9 @@ from diptych_serving.release.activation import activate
 from diptych_serving.release.control import Control
 from diptych_serving.repository.layout import previous_version
 from diptych_serving.server import Server
+from tests.helpers.raw_wire import Item
+from tests.helpers.releasing import contents, run_command
+from tests.helpers.tiny_model import relabel
 
 THINK_S = 0.05  # leaves the loading of models some of two cores
 OLD_LABELS, NEW_LABELS = ("cold", "green", "warm"), ("warm", "green", "frozen")

@@ -10,9 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from certificates import make_certificates
-from conftest import make_catalogue
-from releasing import contents, run_command
 
 from bench.release_show.__main__ import SHIFT
 from bench.release_show.spoiling import break_torchscript
@@ -26,6 +23,9 @@ from diptych_serving.repository.lock import only_one
 from diptych_serving.server import Server
 from diptych_serving.server.admin_key import AdminKey
 from diptych_serving.server.tls import ServerTls
+from tests.helpers.catalogues import make_catalogue
+from tests.helpers.certificates import make_certificates
+from tests.helpers.releasing import contents, run_command
 
 KEY = AdminKey("x-admin-key", "the-key-of-this-deployment")
 

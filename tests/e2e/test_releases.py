@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from raw_wire import Item
-from releasing import run_command
 
 from bench.release_show.picture import draw_show
 from bench.release_show.show import run_show
@@ -28,6 +26,8 @@ from diptych_serving.repository.layout import (
 from diptych_serving.repository.lock import only_one
 from diptych_serving.repository.settings import Settings
 from diptych_serving.server import Server
+from tests.helpers.raw_wire import Item
+from tests.helpers.releasing import run_command
 
 THINK_S = 0.05  # leaves the loading of models some of two cores
 

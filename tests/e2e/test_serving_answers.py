@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from PIL import Image
-from python_stubs import needs_python_stubs
-from tiny_repository import LABELS, build_tiny_repository, script_to
 from torch import Tensor, nn
 from tritonclient.utils import InferenceServerException
 
 from diptych_serving.server import Server
 from diptych_serving.server.probe import grpc_responds
+from tests.helpers.python_stubs import needs_python_stubs
+from tests.helpers.tiny_repository import LABELS, build_tiny_repository, script_to
 
 # A model of nobody's ensemble, in the shapes that ours do not have: inputs by position, two outputs.
 SUM_AND_DIFFERENCE = """

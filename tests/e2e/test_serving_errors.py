@@ -4,12 +4,12 @@ import shutil
 import socket
 
 import pytest
-from python_stubs import needs_python_stubs
-from tiny_repository import SOURCE, build_tiny_repository
 
 from diptych_serving.errors import UserError
 from diptych_serving.server import Server, serve
 from diptych_serving.server.triton_log import explain_failure
+from tests.helpers.python_stubs import needs_python_stubs
+from tests.helpers.tiny_repository import SOURCE, build_tiny_repository
 
 FREE = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 import tritonclient.grpc as triton
 from PIL import Image
-from raw_wire import Refused, ask_over_grpc, grpc_channel
-from tiny_repository import TinyImageEncoder, build_tiny_repository, script_to
 from torch import Tensor
 from tritonclient.utils import InferenceServerException
 
 from diptych_serving.repository.settings import Settings
 from diptych_serving.server import Server
+from tests.helpers.raw_wire import Refused, ask_over_grpc, grpc_channel
+from tests.helpers.tiny_repository import TinyImageEncoder, build_tiny_repository, script_to
 
 SETTINGS = Settings(
     preprocess_instances=2, image_encoder_instances=3, max_batch_size=16, preferred_batch_size=4

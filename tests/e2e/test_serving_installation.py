@@ -4,13 +4,13 @@ import shutil
 import sys
 
 import pytest
-from python_stubs import needs_python_stubs
 
 from diptych_serving.errors import UserError
 from diptych_serving.server import leftovers
 from diptych_serving.server.installation import ENVIRONMENT_VARIABLE, STUB, find_installation
 from diptych_serving.server.libpython import find_libpython
 from diptych_serving.server.workspace import Workspace
+from tests.helpers.python_stubs import needs_python_stubs
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 

@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from serving_process import END_TIMEOUT_S, ServingProcess, wait_for
-from tiny_repository import build_tiny_repository
 
 from diptych_client import Client
 from diptych_serving.server import leftovers
+from tests.helpers.serving_process import END_TIMEOUT_S, ServingProcess, wait_for
+from tests.helpers.tiny_repository import build_tiny_repository
 
 NOHUP = """
 import os, signal

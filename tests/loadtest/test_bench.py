@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_repository import LABELS, build_tiny_repository
 
 from bench.peers.artefacts import Artefacts
 from bench.speed.measure import Measurement, Outcome, Plan
@@ -20,6 +19,7 @@ from bench.speed.soak import Soak
 from bench.speed.steady import offer
 from diptych_serving.preprocessing import InvalidInput
 from diptych_serving.repository.settings import Settings
+from tests.helpers.tiny_repository import LABELS, build_tiny_repository
 
 PAUSE_S = 1.5
 

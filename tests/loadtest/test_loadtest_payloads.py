@@ -6,11 +6,11 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import make_catalogue, write_catalogue
 
 from diptych_serving.errors import UserError
 from loadtest.arrivals import POISSON, UNIFORM, Schedule
 from loadtest.payloads import KINDS, PayloadSource, Row, parse_mix, read_rows
+from tests.helpers.catalogues import make_catalogue, write_catalogue
 
 
 @pytest.fixture(scope="module")

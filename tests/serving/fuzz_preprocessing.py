@@ -1,6 +1,6 @@
 """Feeds the preprocessor what strangers might send, mutated from real files and guided by coverage.
 
-    python tests/serving/fuzz_preprocessing.py -runs=200000 -max_len=65536 CORPUS_DIRECTORY
+    python -m tests.serving.fuzz_preprocessing -runs=200000 -max_len=65536 CORPUS_DIRECTORY
 
 Arguments are libFuzzer's; seeds are written into the directory first. An input is three bytes, the length of
 the words, the words, and then the picture. It rides in the middle of a batch, and the run ends where
@@ -22,7 +22,6 @@ from pathlib import Path
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 # Python's half alone is instrumented: the decoders in C come as wheels. Their seeds take the fuzzer in.
 with atheris.instrument_imports(
     include=["diptych_serving.preprocessing", "diptych_serving.image_files", "PIL"]
@@ -31,9 +30,9 @@ with atheris.instrument_imports(
 
     from diptych_serving import preprocessing
 
-from bombs import overlapping_exif
-from raw_wire import tells_of_our_insides
-from tiny_repository import tiny_tokenizer
+from tests.bombs import overlapping_exif
+from tests.helpers.raw_wire import tells_of_our_insides
+from tests.helpers.tiny_repository import tiny_tokenizer
 
 MAX_CPU_S = 1.0
 MAX_GROWTH_MIB = 160

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from bombs import BOMBS, jpeg_segment
-from hostile_inputs import draw_leaf, encode, exif
 from PIL import Image, ImageOps
 
 from diptych_serving.preprocessing import InvalidInput, PreprocessingSpec, fit_image, strip_metadata
+from tests.bombs import BOMBS, jpeg_segment
+from tests.helpers.hostile_inputs import draw_leaf, encode, exif
 
 HANG_S = 5.0  # the worst takes a tenth of a second on an idle core
 MAX_MIB = 64.0

@@ -10,7 +10,6 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tiny_repository import build_tiny_repository, write_manifest
 from typer.testing import CliRunner
 
 from diptych.cli.main import app
@@ -20,6 +19,7 @@ from diptych_serving.release.activation import activate
 from diptych_serving.repository.signing import load_private_key, load_public_key, sign_manifest
 from diptych_serving.repository.verification import verify_loaded, verify_version
 from diptych_serving.server import serve
+from tests.helpers.tiny_repository import build_tiny_repository, write_manifest
 
 MANIFEST = "classifier/1/manifest.json"
 

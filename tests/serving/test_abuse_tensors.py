@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile_tensors import Tensors, of_equal_shape, of_other_shapes
-from tiny_repository import load_script, torchscript_without_warnings
 from torch import Tensor
 
 from diptych.export.torchscript import without_debug_records
+from tests.helpers.hostile_tensors import Tensors, of_equal_shape, of_other_shapes
+from tests.helpers.tiny_repository import load_script, torchscript_without_warnings
 
 SIZE_PX, MAX_TOKENS = 64, 24  # of the tiny config
 ARGUMENTS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).with_name("fuzz_preprocessing.py")
+ROOT = Path(__file__).parents[2]
 NUM_RUNS = 1500
 # A program's peak of memory begins with that of the process which starts it (Linux), and pytest's is more
 # than the fuzzer allows. A shell in between has none to hand on; the `exit` keeps it in between.
@@ -23,9 +23,16 @@ FROM_A_SMALL_PROCESS = ("sh", "-c", '"$@"; exit $?', "sh")
 def test_nothing_but_invalid_input_comes_of_mutated_files(tmp_path: Path) -> None:
     arguments = [f"-runs={NUM_RUNS}", "-seed=7", "-max_len=20000"]
     done = subprocess.run(
-        [*FROM_A_SMALL_PROCESS, sys.executable, PROGRAM, *arguments, tmp_path / "corpus"],
+        [
+            *FROM_A_SMALL_PROCESS,
+            sys.executable,
+            "-m",
+            "tests.serving.fuzz_preprocessing",
+            *arguments,
+            tmp_path / "corpus",
+        ],
         check=False,
-        cwd=tmp_path,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,

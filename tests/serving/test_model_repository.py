@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
-from tiny_repository import build_tiny_repository, load_script
 from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from tests.helpers.tiny_repository import build_tiny_repository, load_script
 
 SOURCE = Path(__file__).parents[2] / "model_repository"
 MODELS = ["classifier", "fusion_head", "image_encoder", "preprocess", "tally", "text_encoder"]

@@ -14,9 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from crashing_release import ANSWER, DONE, REFUSED, STOPPED, Crash, FakeServer, run
-from releasing import contents, run_command
-from tiny_repository import SOURCE
 from typer.testing import CliRunner
 
 from diptych.cli.main import app
@@ -36,6 +33,9 @@ from diptych_serving.repository.layout import (
 )
 from diptych_serving.repository.lock import only_one
 from diptych_serving.repository.verification import verify_loaded
+from tests.helpers.crashing_release import ANSWER, DONE, REFUSED, STOPPED, Crash, FakeServer, run
+from tests.helpers.releasing import contents, run_command
+from tests.helpers.tiny_repository import SOURCE
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["diptych_serving.release.activation"])

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_repository import build_tiny_repository
 
 from diptych_serving.errors import UserError
 from diptych_serving.repository.files import read_text, replace_text
@@ -20,6 +19,7 @@ from diptych_serving.repository.settings import Settings, apply_settings
 from diptych_serving.repository.verification import verify_loaded
 from diptych_serving.server import leftovers
 from diptych_serving.server.admin_key import KEY_FILE, AdminKey, find_admin_key
+from tests.helpers.tiny_repository import build_tiny_repository
 
 NOBODY, SOMEBODY = 65534, 12345
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_repository import build_tiny_repository
 
 from diptych_serving.repository.verification import verify_loaded
+from tests.helpers.tiny_repository import build_tiny_repository
 
 MODULE = [sys.executable, "-m", "diptych_serving.fetch"]
 

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_cuda import fake_driver
-from tiny_repository import build_tiny_repository
 
 from diptych_serving import hardware
 from diptych_serving.repository.settings import Settings, apply_settings, settings_for
 from diptych_serving.server import placement
 from diptych_serving.server.triton_log import explain_missing_gpu
+from tests.helpers.fake_cuda import fake_driver
+from tests.helpers.tiny_repository import build_tiny_repository
 
 TOO_OLD_DRIVER = (
     "E0101 00:00:00.1 7 cuda_driver_helper.cc:1] CudaDriverHelper has not been initialized.\n"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
-from tiny_repository import build_tiny_repository
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from diptych_serving.errors import UserError
@@ -23,6 +22,7 @@ from diptych_serving.repository.tuned_copy import make_copy, update_copy
 from diptych_serving.tuning.chart import plot_trials
 from diptych_serving.tuning.closed_loop import Load, load_items, measure, save_items
 from diptych_serving.tuning.search import Trial, axes_for, search
+from tests.helpers.tiny_repository import build_tiny_repository
 
 LIMIT_MS = 100.0
 TUNED = Settings(

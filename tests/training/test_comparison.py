@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_catalogue, write_catalogue
 from typer.testing import CliRunner
 
 from diptych.analysis.compare import compare_runs
@@ -22,6 +21,7 @@ from diptych.evaluation.predict import predict
 from diptych.location import Location
 from diptych.runs.run import Run
 from diptych_serving.errors import UserError
+from tests.helpers.catalogues import make_catalogue, write_catalogue
 
 
 def side(name: str, labels: Sequence[str], rows: Sequence[Sequence[float]], **refusals: str) -> Side:

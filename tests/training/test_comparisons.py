@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import COLOURS, WORDS, write_catalogue, write_picture
 from PIL import Image
 
 from diptych.analysis.ablation import ablate, measure_baselines, variants
@@ -17,6 +16,7 @@ from diptych.config.loader import load_config
 from diptych.models.fusion import FUSIONS
 from diptych.runs.run import Run, load_run
 from diptych_serving.errors import UserError
+from tests.helpers.catalogues import COLOURS, WORDS, write_catalogue, write_picture
 
 
 def test_the_variants_are_fusions_balances_and_modalities(tiny_config: Path) -> None:

@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from tiny_repository import tiny_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from diptych.data.catalogue import read_catalogue
 from diptych.data.items import Item
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import PreprocessingSpec, Preprocessor
+from tests.helpers.tiny_repository import tiny_tokenizer
 
 PREPROCESSOR = Preprocessor(PreprocessingSpec(image_size_px=32, max_tokens=16), tiny_tokenizer().to_str())
 TEXT = "image_path,description,category\n,a red Größe 中文,art\n,a blue cat,tools\n"

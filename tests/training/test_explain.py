@@ -6,7 +6,6 @@ import io
 from pathlib import Path
 
 import pytest
-from conftest import write_picture
 from PIL import Image
 
 from diptych.evaluation.explain import Explanation, describe, explain, jensen_shannon
@@ -14,6 +13,7 @@ from diptych.evaluation.plots import open_picture, plot_explanation
 from diptych.evaluation.predict import predict
 from diptych.runs.run import Run
 from diptych_serving.errors import UserError
+from tests.helpers.catalogues import write_picture
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_catalogue
-from tiny_repository import load_script
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -26,6 +24,8 @@ from diptych_serving.hardware import has_bf16_instructions
 from diptych_serving.preprocessing import Row
 from diptych_serving.server import Server
 from diptych_serving.server.gpu import has_gpu
+from tests.helpers.catalogues import make_catalogue
+from tests.helpers.tiny_repository import load_script
 
 LEAN = [
     Precision(image="bf16", text="bf16"),

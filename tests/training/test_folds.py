@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COLOURS, WORDS, make_catalogue, write_catalogue, write_picture
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
@@ -27,6 +26,7 @@ from diptych.data.groups import group_items
 from diptych.evaluation.metrics import score_groups, summarize
 from diptych.runs.run import Run, load_run
 from diptych_serving.errors import UserError
+from tests.helpers.catalogues import COLOURS, WORDS, make_catalogue, write_catalogue, write_picture
 
 
 @pytest.fixture(scope="module")

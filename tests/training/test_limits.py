@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import make_catalogue
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,6 +19,7 @@ from diptych.export.export import export
 from diptych.runs.run import Run, load_run
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import LIMIT_NAMES, Limits, PreprocessingSpec
+from tests.helpers.catalogues import make_catalogue
 
 SPEC = PreprocessingSpec(image_size_px=64, max_tokens=8)
 

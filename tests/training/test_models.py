@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_text_backbone
 
 from diptych.config.sections import FusionConfig, ImageConfig, TextConfig, TrainConfig
 from diptych.models.classifier import Classifier, Inputs
@@ -15,6 +14,7 @@ from diptych.models.image_backbones import build_image_encoder
 from diptych.models.text_backbones import build_text_encoder
 from diptych.train.trainer import drop_modalities
 from diptych_serving.errors import UserError
+from tests.helpers.tiny_model import make_text_backbone
 
 NUM_ROWS, NUM_LABELS = 6, 4
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_catalogue, write_catalogue
 
 from diptych.config.loader import load_config
 from diptych.evaluation.evaluate import answer_test_set, evaluate
 from diptych.evaluation.report.mistakes import find_mistakes
 from diptych.evaluation.report.sections import describe_cost, describe_missing
 from diptych.runs.run import Run, load_run, save_config
+from tests.helpers.catalogues import make_catalogue, write_catalogue
 
 SECTIONS = ("scores", "categories", "confidence", "missing", "mistakes", "training", "config")
 

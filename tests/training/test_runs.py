@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_picture
 from safetensors.torch import load_file, save_file
 
 from diptych.config.loader import load_config
@@ -25,6 +24,7 @@ from diptych.runs.fingerprint import digest_items
 from diptych.runs.run import Run, load_run
 from diptych.train.train import train
 from diptych_serving.errors import UserError
+from tests.helpers.catalogues import write_picture
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COLOURS, WORDS, make_catalogue, write_catalogue, write_picture
 from PIL import Image
 
 from diptych.config.loader import load_config
@@ -20,6 +19,7 @@ from diptych.models.backbones import build_classifier
 from diptych.runs.run import Run, load_run
 from diptych.train.train import train
 from diptych_serving.errors import UserError
+from tests.helpers.catalogues import COLOURS, WORDS, make_catalogue, write_catalogue, write_picture
 
 
 def test_a_run_holds_all_that_later_steps_need(tiny_run: Run) -> None:

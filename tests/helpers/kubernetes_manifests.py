@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-KUBERNETES = Path(__file__).parents[1] / "docker/kubernetes"
+KUBERNETES = Path(__file__).parents[2] / "docker/kubernetes"
 OVERLAYS = ("cpu", "gpu", "kserve")
 
 Manifest = dict[str, Any]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 SERVING = DOCKER / "Dockerfile"
 SERVING_PACKAGES = ["cffi", "cryptography", "numpy", "pillow", "tokenizers"]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-CONFIG = Path(__file__).parents[1] / "docker/prometheus/prometheus.yml"
+CONFIG = Path(__file__).parents[2] / "docker/prometheus/prometheus.yml"
 START_TIMEOUT_S = 60
 QUERY_TIMEOUT_S = 30
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from diptych_serving import metering, preprocessing
 from diptych_serving.repository.layout import MANIFEST_FILE, sha256
 
-SOURCE = Path(__file__).parents[1] / "model_repository"
+SOURCE = Path(__file__).parents[2] / "model_repository"
 LABELS = ["animals", "food", "tools"]
 SPEC = preprocessing.PreprocessingSpec(image_size_px=32, max_tokens=8)
 FEATURES = 512

@@ -1,0 +1,1 @@
+"""Tests by what they test; helpers/ is what several of them share."""
