@@ -78,6 +78,7 @@ lint: $(SETUP) ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/mypy --strict -p diptych_client
+	@$(BIN)/lint-imports --no-logo --no-cache > /dev/null || $(BIN)/lint-imports --no-logo --no-cache
 
 format: $(SETUP) ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from diptych_client import InvalidInput
-from diptych_client._inputs import InputRules, Limits, encode_image, encode_item, encode_text
+from diptych_client._inputs import InputRules, encode_image, encode_item, encode_text
+from diptych_client._limits import Limits
 
 PICTURE = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
 

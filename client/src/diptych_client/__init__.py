@@ -21,7 +21,8 @@ from diptych_client._errors import (
     Overloaded,
     ServerFault,
 )
-from diptych_client._inputs import ImageInput, Item, Limits
+from diptych_client._inputs import ImageInput, Item
+from diptych_client._limits import Limits
 from diptych_client._retries import Retries
 from diptych_client._tls import Tls
 

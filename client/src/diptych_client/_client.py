@@ -45,7 +45,8 @@ from diptych_client._exchange import (
     Together,
 )
 from diptych_client._headers import GivenHeaders, Headers, checked_headers
-from diptych_client._inputs import Fetch, ImageInput, InputRules, Limits, encode_item, is_at_hand
+from diptych_client._inputs import Fetch, ImageInput, InputRules, encode_item, is_at_hand
+from diptych_client._limits import Limits
 from diptych_client._retries import Deadline, Retries, is_number
 from diptych_client._servers import LOCAL, Address, Resolver, parse_urls
 from diptych_client._tls import Tls

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from diptych_client._inputs import Limits
+    from diptych_client._limits import Limits
 
 # Pillow reads the comments of a GIF in quadratic time. The server takes a GIF as it is, or does not.
 NEVER_DECODED = "GIF"

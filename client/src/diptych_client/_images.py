@@ -12,7 +12,7 @@ from diptych_client._errors import InvalidInput
 from diptych_client._image_files import NEVER_DECODED, Header, bare, orientation_of
 
 if TYPE_CHECKING:
-    from diptych_client._inputs import Limits
+    from diptych_client._limits import Limits
 
 ACCEPTED_IMAGE = "a whole JPEG, PNG, WebP, GIF, BMP, AVIF, HEIC or TIFF file"
 

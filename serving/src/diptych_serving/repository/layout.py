@@ -24,6 +24,7 @@ PREPROCESS, TALLY = "preprocess", "tally"
 STEPS = (PREPROCESS, *TORCHSCRIPT, TALLY)
 TORCHSCRIPT_FILE = "model.pt"
 CONFIG_FILE, MANIFEST_FILE, HISTORY_FILE = "config.pbtxt", "manifest.json", "activations.txt"
+SIGNATURE_FILE = "manifest.json.sig"
 # One for each step, the ensemble's own version, and its labels, which so change in the same rename.
 PINS = re.compile(r'^(\s*(?:model_version: |versions: |label_filename: "))(\d+)', re.MULTILINE)
 NUM_PINS = len(STEPS) + 2

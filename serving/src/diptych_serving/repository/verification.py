@@ -18,6 +18,7 @@ from diptych_serving.repository.journal import undo_interrupted
 from diptych_serving.repository.layout import (
     ENSEMBLE,
     MANIFEST_FILE,
+    SIGNATURE_FILE,
     STEPS,
     loaded_versions,
     read_manifest,
@@ -27,7 +28,6 @@ from diptych_serving.repository.layout import (
 from diptych_serving.terminal import say
 
 BYTECODE = "__pycache__"
-SIGNATURE_FILE = "manifest.json.sig"
 
 
 def verify_version(repository: Path, version: int, public_key: Path | None = None) -> dict[str, Any]:
