@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diptych_serving.server import Server, children
+from diptych_serving.server import Server, ServerConfig, children
 from tests.bombs import BOMBS, encode
 from tests.helpers.hostile_inputs import hostile_items
 from tests.helpers.raw_wire import Item, Refused, ask_over_grpc, grpc_channel
@@ -73,7 +73,7 @@ def main() -> None:
     good = good_items()
     hostile = [(make(), b"") for make in BOMBS.values()]
     hostile += [(item.image, item.text) for item in hostile_items()]
-    with Server(options.repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with Server(options.repository, ServerConfig.on_free_ports()) as server:
         server.wait_until_ready()
         run_round(server, good, hostile, options.share, options.callers, 3)
         medians_s: dict[float, list[float]] = {0.0: [], options.share: []}

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from diptych_client import Client
 from diptych_serving.progress import console
-from diptych_serving.server import Server, children
+from diptych_serving.server import Server, ServerConfig, children
 
 CONCURRENCIES = (1, 16)
 TEXT = "a drawing of a swan"
@@ -70,7 +70,7 @@ def main() -> int:
     children.end_in_order()
     options = _parse()
     num_rounds, seconds = (2, 1.0) if options.quick else (options.rounds, options.seconds)
-    with Server(options.repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with Server(options.repository, ServerConfig.on_free_ports()) as server:
         server.wait_until_ready()
         table = Table(*COLUMNS)
         verdicts = []

@@ -24,7 +24,7 @@ import numpy as np
 
 from diptych_client import AsyncClient, DiptychError, Overloaded, Retries
 from diptych_serving.errors import UserError
-from diptych_serving.server import Server, children
+from diptych_serving.server import Server, ServerConfig, children
 from diptych_serving.tuning.closed_loop import load_items, run_load, save_items
 from diptych_serving.tuning.tune import made_up_mix
 
@@ -72,7 +72,7 @@ def _measure(repository: Path, duration_s: float, factor: float) -> int:
     with tempfile.TemporaryDirectory() as directory:
         items = Path(directory) / "items"
         save_items(made_up_mix(), items)
-        with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+        with Server(repository, ServerConfig.on_free_ports()) as server:
             server.wait_until_ready()
             peak = max(
                 (

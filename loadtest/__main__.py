@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from diptych_serving.errors import UserError
-from diptych_serving.server import Server, children
+from diptych_serving.server import Server, ServerConfig, children
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 REPOSITORY = Path("build/model_repository")
@@ -73,7 +73,7 @@ def _address(options: argparse.Namespace) -> Iterator[str]:
     if options.url:
         yield options.url
         return
-    with Server(options.repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with Server(options.repository, ServerConfig.on_free_ports()) as server:
         server.wait_until_ready()
         yield server.grpc_url if options.protocol == "grpc" else server.http_url
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 from tests.helpers.catalogues import write_picture
 from tests.helpers.tiny_repository import build_tiny_repository
 
@@ -33,7 +33,7 @@ def main() -> None:
         for number in range(NUM_PICTURES):
             write_picture(directory / f"{number}.png", ("cold", "green", "warm")[number % 3], number)
         repository = build_tiny_repository(directory / "model_repository")
-        with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+        with Server(repository, ServerConfig.on_free_ports()) as server:
             server.wait_until_ready()
             for num_rows in sizes:
                 print(_score(server, directory, num_rows), flush=True)  # noqa: T201

@@ -24,7 +24,7 @@ import numpy as np
 import tritonclient.grpc as triton
 
 from diptych_client import Client
-from diptych_serving.server import Server, children
+from diptych_serving.server import Server, ServerConfig, children
 from tests.helpers.tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
 from tests.helpers.traffic import NO_RETRIES, Traffic
 
@@ -83,7 +83,7 @@ def main() -> None:
         for asking in (tritonclient_asking, diptych_asking):
             num_ended, left = 0, num_storms
             while left:
-                with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+                with Server(repository, ServerConfig.on_free_ports()) as server:
                     server.wait_until_ready()
                     with Traffic([server.grpc_url, server.http_url], num_callers=4):
                         while left and server.process.poll() is None:

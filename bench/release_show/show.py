@@ -14,7 +14,7 @@ from diptych_serving.errors import UserError
 from diptych_serving.release.activation import activate
 from diptych_serving.release.control import Control
 from diptych_serving.repository.layout import CONFIG_FILE, previous_version
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 
 FIRST, SECOND, SPOILT = 1, 2, 3
 
@@ -74,7 +74,7 @@ def run_show(
     """
     expected = expect(repository, (FIRST, SECOND), items)
     with (
-        Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server,
+        Server(repository, ServerConfig.on_free_ports()) as server,
         Control(server.grpc_url) as control,
     ):
         server.wait_until_ready()

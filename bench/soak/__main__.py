@@ -17,14 +17,15 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from bench.served import ServedProcess
 from bench.soak.callers import Callers, known_items
 from bench.soak.faults import Ends, Fault, Faults
 from bench.soak.gauges import Gauges, Growth, growths
 from bench.soak.ledger import KINDS, UNTYPED, WRONG, Ledger
 from bench.soak.picture import plot_soak
-from bench.soak.served import Served
 from diptych_serving.errors import UserError
 from diptych_serving.server import children
+from diptych_serving.server.supervisor import Restarts
 
 HARSH_SHARE = 0.5
 # Between the recovery from one fault and the next.
@@ -63,7 +64,9 @@ def soak(
     only  the names of the faults; None: all of them
     """
     items = known_items(repository)
-    with Served(repository) as served:
+    # The soak injects more faults in a row than a real server would be restarted after.
+    with ServedProcess(repository, restarts=Restarts(max_in_a_row=1000)) as served:
+        served.wait_until_ready()
         ledger = Ledger()
         faults = Faults(served, items, ledger)
         harsh, gentle = (
@@ -77,7 +80,7 @@ def soak(
             began_steady_s = ledger.elapsed_s()
             injected += inject(gentle, duration_s)
         status, left = served.end()
-        said = served.said()
+        said = served.output()
 
     grown = growths(gauges.samples, began_steady_s + min(SETTLE_S, duration_s / 10))
     broken = [f"{ledger.total(kind)} x {kind}" for kind in (WRONG, UNTYPED) if ledger.total(kind)]
@@ -127,7 +130,7 @@ class Injected:
 
 
 def _inject(
-    served: Served, ledger: Ledger, rest_s: float, kinds: Sequence[Fault], until_s: float
+    served: ServedProcess, ledger: Ledger, rest_s: float, kinds: Sequence[Fault], until_s: float
 ) -> list[Injected]:
     """Each kind once, and on in turn until the time is over."""
     injected: list[Injected] = []
@@ -142,7 +145,7 @@ def _inject(
         served.wait_until_answering()
         has_ended_server = served.triton_pid() != pid
         if fault.ends is Ends.NEVER and has_ended_server:
-            raise UserError(f"{fault.name}: the server did not survive it\n{served.said()}")
+            raise UserError(f"{fault.name}: the server did not survive it\n{served.output()}")
         recovery_s = round(ledger.elapsed_s() - at_s, 1)
         injected.append(Injected(fault.name, round(at_s, 1), recovery_s, has_ended_server))
         ended = " (it ended the server)" if has_ended_server and fault.ends is Ends.PERHAPS else ""

@@ -14,10 +14,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
+from bench.served import ServedProcess
 from bench.soak.callers import Known
 from bench.soak.ledger import UNTYPED, Ledger
-from bench.soak.served import Served
 from diptych_client import AsyncClient, Client, DiptychError, Retries
 from diptych_serving.errors import UserError
 
@@ -59,10 +60,11 @@ class Faults:
     gentle  what the server has to survive
     """
 
-    def __init__(self, served: Served, items: Sequence[Known], ledger: Ledger) -> None:
+    def __init__(self, served: ServedProcess, items: Sequence[Known], ledger: Ledger) -> None:
         self._served, self._items, self._ledger = served, items, ledger
         self._chance = random.Random(0)
         grpc_url, http_url = served.urls
+        self._http_address = (urlsplit(http_url).hostname, urlsplit(http_url).port)
         self.harsh = [
             Fault("kill -9 of a stub", self._kill_stub, Ends.ALWAYS),
             Fault("kill -9 of tritonserver", self._kill_server, Ends.ALWAYS),
@@ -95,7 +97,7 @@ class Faults:
     def _drain_and_start(self) -> None:
         status, left = self._served.end()
         if status != 0 or left:
-            raise UserError(f"SIGTERM ended in status {status} and left {left}: {self._served.said()}")
+            raise UserError(f"SIGTERM ended in status {status} and left {left}: {self._served.output()}")
         self._served.start()
 
     def _storm(self, url: str) -> None:
@@ -136,7 +138,7 @@ class Faults:
         """Half a request and a reset, many times; then processes that die with calls in flight. Nobody is
         left to account for those calls: the gauges tell whether the server forgets them."""
         for _ in range(NUM_VANISHING):
-            with socket.create_connection(self._served.http_address) as connection:
+            with socket.create_connection(self._http_address) as connection:
                 connection.sendall(
                     b"POST /v2/models/classifier/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
                 )

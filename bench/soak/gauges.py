@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import psutil
 
-from bench.soak.served import Served
+from bench.served import ServedProcess
 from diptych_serving.server import leftovers
 
 SAMPLE_S = 2.0
@@ -38,7 +38,7 @@ class Sample:
 class Gauges:
     """A context manager: inside the `with`, a thread fills `samples`."""
 
-    def __init__(self, served: Served, began_s: float) -> None:
+    def __init__(self, served: ServedProcess, began_s: float) -> None:
         self.samples: list[Sample] = []
         self._served, self._began_s = served, began_s
         self._is_over = threading.Event()

@@ -22,7 +22,7 @@ from diptych_serving.errors import UserError
 from diptych_serving.hardware import num_cores
 from diptych_serving.progress import console
 from diptych_serving.repository.settings import Settings
-from diptych_serving.server import Server, children
+from diptych_serving.server import Server, ServerConfig, children
 from diptych_serving.tuning.closed_loop import run_load, save_items
 
 CONCURRENCIES = (1, 4, 8, 16, 32)
@@ -99,7 +99,7 @@ def measure_pair(pair: Pair, plan: Plan, directory: Path) -> Outcome:
     rounds: dict[tuple[str, str], list[dict[str, float]]] = {}
     device = "cuda" if plan.target == "gpu" else "cpu"
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(Server(pair.repository, http_port=0, grpc_port=0, metrics_port=0))
+        server = stack.enter_context(Server(pair.repository, ServerConfig.on_free_ports()))
         server.wait_until_ready()
         peers = {name: stack.enter_context(_run_peer(name, pair.repository, device)) for name in PEERS}
         meters = {"ensemble": Meter(server.process.pid)}

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from diptych_serving.repository.layout import ENSEMBLE, STEPS
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 from diptych_serving.server.gpu import has_gpu
 from tests.helpers.image_layout import SERVING
 from tests.helpers.kubernetes_manifests import KUBERNETES, Manifest, pod_of, render_overlay, serving_of, the
@@ -70,7 +70,7 @@ def test_the_gpu_overlay_refuses_to_serve_from_a_cpu(release):
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The real tritonserver, after it has answered."""
     repository = build_tiny_repository(tmp_path_factory.mktemp("kubernetes") / "model_repository")
-    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as running:
+    with Server(repository, ServerConfig.on_free_ports()) as running:
         running.wait_until_ready()
         yield running
 

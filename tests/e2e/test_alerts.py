@@ -24,7 +24,7 @@ import pytest
 import yaml
 
 from diptych_serving.metering import ALIVE, PERIOD_S
-from diptych_serving.server import Server, leftovers
+from diptych_serving.server import Server, ServerConfig, leftovers
 from tests.helpers.raw_wire import Item, Refused, grpc_channel, infer
 from tests.helpers.tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
 
@@ -71,7 +71,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]
         config = repository / step / "config.pbtxt"
         config.write_text(re.sub(rf"{setting}: \d+", f"{setting}: {value}", config.read_text()))
     write_manifest(repository)
-    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with Server(repository, ServerConfig.on_free_ports()) as server:
         server.wait_until_ready()
         recorded = dict(scenarios(server))
         server.kill()  # an orderly end waits half a minute for the process that is gone

@@ -26,7 +26,7 @@ from diptych_client import (
     Retries,
     ServerFault,
 )
-from diptych_serving.server import Server, leftovers
+from diptych_serving.server import Server, ServerConfig, leftovers
 from tests.helpers.hostile_proxy import Fault, HostileProxy
 from tests.helpers.python_stubs import needs_python_stubs
 from tests.helpers.tiny_repository import build_tiny_repository
@@ -239,16 +239,13 @@ def test_a_server_killed_and_restarted_under_load_costs_no_call_its_deadline(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     repository = build_tiny_repository(tmp_path_factory.mktemp("restart") / "model_repository")
-    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as first:
+    with Server(repository, ServerConfig.on_free_ports()) as first:
         first.wait_until_ready()
         with Load(first) as load:
             assert load.wait_for_answers(50)
             first.process.kill()
             first.stop()
-            ports = first.ports
-            with Server(
-                repository, http_port=ports.http, grpc_port=ports.grpc, metrics_port=ports.metrics
-            ) as second:
+            with first.successor() as second:
                 second.wait_until_ready()
                 assert load.wait_for_answers(50)
 
@@ -266,7 +263,7 @@ def test_only_a_deep_look_sees_that_a_models_process_is_dead(
 ) -> None:
     """A server that nobody supervises: `diptych serve` would start it again."""
     repository = build_tiny_repository(tmp_path_factory.mktemp("dead") / "model_repository")
-    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with Server(repository, ServerConfig.on_free_ports()) as server:
         server.wait_until_ready()
         (stub,) = (
             child for child in leftovers.children_of(server.process.pid) if child.model == "fusion_head"

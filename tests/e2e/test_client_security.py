@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from diptych_client import AsyncClient, Client, ConnectionFailed, NotAllowed, Tls
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 from diptych_serving.server.probe import grpc_responds
 from diptych_serving.server.tls import ServerTls
 from tests.helpers.certificates import make_certificates
@@ -47,7 +47,7 @@ def url(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         key=certificates / "server.key",
         client_ca=certificates / "ca.pem",
     )
-    with SecureServer(repository, http_port=0, grpc_port=0, metrics_port=0, tls=tls) as running:
+    with SecureServer(repository, ServerConfig.on_free_ports(tls=tls)) as running:
         running.wait_until_ready()
         yield running.grpc_url.replace("127.0.0.1", "localhost")
 

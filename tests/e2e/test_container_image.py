@@ -16,11 +16,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from bench.served import END_TIMEOUT_S, ServedProcess
 from diptych_client import Client
 from diptych_serving.repository.signing import load_private_key, sign_manifest
 from diptych_serving.server.installation import find_installation
 from tests.helpers.image_layout import SERVING, lay_out, link_signature_packages
-from tests.helpers.serving_process import END_TIMEOUT_S, ServingProcess
 
 
 @pytest.fixture
@@ -62,10 +62,9 @@ def entry_point(python: list[str], public_key: Path) -> list[str]:
 
 
 @pytest.fixture
-def container(python: list[str], signed: Path, keys: Path) -> Iterator[ServingProcess]:
-    started = ServingProcess(signed, command=entry_point(python, keys / "ours.pub"))
-    yield started
-    started.close()
+def container(python: list[str], signed: Path, keys: Path) -> Iterator[ServedProcess]:
+    with ServedProcess(signed, command=entry_point(python, keys / "ours.pub")) as started:
+        yield started
 
 
 def test_what_another_has_signed_is_neither_verified_nor_served(python, signed, keys):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.served import START_TIMEOUT_S, ServedProcess, wait_for
 from diptych_client import Answer, Client, DeadlineExceeded, Overloaded
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 from tests.helpers.server_holdings import Holdings, num_pending
-from tests.helpers.serving_process import READY_TIMEOUT_S, ServingProcess, wait_for
 from tests.helpers.tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
 from tests.helpers.traffic import NO_RETRIES, Traffic
 from tests.storms import NUM_CALLS, expire
@@ -43,7 +43,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def busy(repository: Path) -> Iterator[Server]:
-    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with Server(repository, ServerConfig.on_free_ports()) as server:
         server.wait_until_ready()
         yield server
 
@@ -95,14 +95,11 @@ def test_a_process_that_is_killed_in_mid_request_costs_nobody_else_an_answer(bus
 
 def test_over_grpc_that_costs_a_start_at_worst(repository: Path) -> None:
     """There, connections that are lost cancel their calls, and a race in that now and then ends 2.51.0."""
-    served = ServingProcess(repository)
-    try:
+    with ServedProcess(repository) as served:
         served.wait_until_ready()
         for _ in range(2):
             vanish(served.url("gRPC"))
         with Client(served.url("gRPC"), timeout_s=60) as client:
-            client.wait_until_ready(READY_TIMEOUT_S)
+            client.wait_until_ready(START_TIMEOUT_S)
             assert client.classify(text="a red cat").label
         assert served.process.poll() is None
-    finally:
-        served.close()

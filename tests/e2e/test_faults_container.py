@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.served import END_TIMEOUT_S, ServedProcess, wait_for
 from diptych_client import Answer, Client, ModelNotReady, Tls
 from diptych_serving.server import leftovers
 from diptych_serving.server.gpu import has_gpu
 from tests.helpers.certificates import make_certificates
 from tests.helpers.fake_cuda import fake_driver
-from tests.helpers.serving_process import END_TIMEOUT_S, ServingProcess, wait_for
 from tests.helpers.tiny_repository import build_tiny_repository
 from tests.helpers.traffic import Traffic
 
@@ -41,7 +41,7 @@ def command_of(*options: str, shm_mib: int = 256) -> list[str]:
     return [*IN_NAMESPACES, "sh", "-c", mount, "sh", *entry]
 
 
-class Container(ServingProcess):
+class Container(ServedProcess):
     """Signals go to process 1 inside, past `unshare`."""
 
     def first_process(self) -> int:
@@ -65,12 +65,9 @@ class Container(ServingProcess):
 
 @pytest.fixture
 def container(exported_repository: Path) -> Iterator[Container]:
-    started = Container(exported_repository, command=command_of())
-    try:
+    with Container(exported_repository, command=command_of()) as started:
         started.wait_until_ready()
         yield started
-    finally:
-        started.close()
 
 
 def workspaces(container: Container) -> list[Path]:
@@ -99,7 +96,7 @@ def test_it_is_well_reaps_orphans_drains_on_sigterm_and_leaves_nothing(container
 
 
 def test_a_dead_stub_ends_it_so_that_the_orchestrator_starts_it_again(container: Container) -> None:
-    os.kill(container.stub_pid("preprocess"), signal.SIGKILL)
+    os.kill(container.stub_pids()["preprocess"], signal.SIGKILL)
     assert container.process.wait(END_TIMEOUT_S) == 1
     assert "tritonserver is unhealthy: " in container.output()
     assert "Not restarting here" in container.output()
@@ -110,8 +107,7 @@ def test_with_tls_every_probe_finds_it_and_other_options_of_tritonservers_reach_
     tls = [f"--tls-cert={pem / 'server.pem'}", f"--tls-key={pem / 'server.key'}"]
     more = ["--triton-option=--buffer-manager-thread-count=2", "--trace-url=http://127.0.0.1:9/v1/traces"]
     repository = build_tiny_repository(tmp_path / "models")
-    started = Container(repository, command=command_of(*tls, *more))
-    try:
+    with Container(repository, command=command_of(*tls, *more)) as started:
         started.wait_until_ready()
         assert started.url("HTTP").startswith("http://127.0.0.1:")
         for options in ((), ("--ready",), ("--loaded",)):
@@ -126,8 +122,6 @@ def test_with_tls_every_probe_finds_it_and_other_options_of_tritonservers_reach_
         assert "--trace-config=opentelemetry,url=http://127.0.0.1:9/v1/traces" in command
         # tritonserver's own log, from its first line on.
         assert "Started GRPCInferenceService" in started.output()
-    finally:
-        started.close()
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from bench.served import wait_for
 from diptych_client import Answer, Client, Overloaded
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 from tests.helpers.server_holdings import num_pending
-from tests.helpers.serving_process import wait_for
 from tests.helpers.tiny_repository import SlowImageEncoder, build_tiny_repository, script_to
 from tests.helpers.traffic import Traffic
 
@@ -24,7 +24,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         text = re.sub(r"max_queue_size: \d+", "max_queue_size: 8", config.read_text())
         text = re.sub(r"^max_batch_size: \d+", "max_batch_size: 4", text, flags=re.MULTILINE)
         config.write_text(re.sub(r"batch_size: 8\b", "batch_size: 4", text))
-    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with Server(repository, ServerConfig.on_free_ports()) as server:
         server.wait_until_ready()
         yield server
 

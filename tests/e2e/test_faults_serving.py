@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.served import END_TIMEOUT_S, ServedProcess
 from diptych_client import Answer, ConnectionFailed, DeadlineExceeded, ModelNotReady, Retries, ServerFault
-from diptych_serving.server import Server
+from diptych_serving.server import Server, Supervision
+from diptych_serving.server.supervisor import Restarts
 from tests.helpers.python_stubs import needs_python_stubs
-from tests.helpers.serving_process import END_TIMEOUT_S, ServingProcess
 from tests.helpers.tiny_repository import build_tiny_repository
 from tests.helpers.traffic import Traffic
 
@@ -22,36 +23,30 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_repository(tmp_path_factory.mktemp("faults") / "model_repository")
 
 
-def serving(repository: Path, **options: object) -> Iterator[ServingProcess]:
-    started = ServingProcess(repository, **options)
-    try:
+@pytest.fixture
+def fragile(repository: Path) -> Iterator[ServedProcess]:
+    """Gives up at the third fault in a row, and calls a server hung after three seconds."""
+    restarts = Restarts(max_in_a_row=2, healthy_after_s=3600, first_pause_s=0.1)
+    with ServedProcess(repository, supervision=Supervision(silence_s=3), restarts=restarts) as started:
         started.wait_until_ready()
         yield started
-    finally:
-        started.close()
 
 
 @pytest.fixture
-def fragile(repository: Path) -> Iterator[ServingProcess]:
-    """Gives up at the third fault in a row, and calls a server hung after three seconds."""
-    yield from serving(
-        repository, restarts={"max_in_a_row": 2, "healthy_after_s": 3600, "first_pause_s": 0.1}, silence_s=3
-    )
-
-
-@pytest.fixture
-def draining(repository: Path) -> Iterator[ServingProcess]:
-    yield from serving(repository)
+def draining(repository: Path) -> Iterator[ServedProcess]:
+    with ServedProcess(repository) as started:
+        started.wait_until_ready()
+        yield started
 
 
 @needs_python_stubs
 def test_a_dead_stub_and_a_dead_server_are_replaced_under_load_until_a_third_fault_in_a_row(
-    fragile: ServingProcess,
+    fragile: ServedProcess,
 ) -> None:
     urls = [fragile.url("gRPC"), fragile.url("HTTP")]
     with Traffic(urls, timeout_s=5, retries=Retries(), pause_s=0.02) as traffic:
         assert traffic.wait_for_answers(50)
-        os.kill(fragile.stub_pid("text_encoder"), signal.SIGKILL)
+        os.kill(fragile.stub_pids()["text_encoder"], signal.SIGKILL)
         fragile.wait_until_ready(num_starts=2)
         assert traffic.wait_for_answers(50)
         assert "tritonserver is unhealthy: " in fragile.output()
@@ -72,7 +67,7 @@ def test_a_dead_stub_and_a_dead_server_are_replaced_under_load_until_a_third_fau
 
 
 def test_sigterm_under_load_answers_all_that_was_accepted_and_refuses_the_rest(
-    draining: ServingProcess, server: Server
+    draining: ServedProcess, server: Server
 ) -> None:
     """Callers of this server alone end at their first refusal; those that know another one see none."""
     alone = [draining.url("gRPC"), draining.url("HTTP")]
@@ -96,9 +91,10 @@ def test_sigterm_under_load_answers_all_that_was_accepted_and_refuses_the_rest(
 
 
 @needs_python_stubs
-def test_a_second_signal_ends_a_draining_server_at_once(draining: ServingProcess) -> None:
+def test_a_second_signal_ends_a_draining_server_at_once(draining: ServedProcess) -> None:
     with Traffic([draining.url("gRPC")], num_callers=4):
-        os.kill(draining.stub_pid("image_encoder"), signal.SIGSTOP)  # so that what is in flight stays there
+        stub = draining.stub_pids()["image_encoder"]
+        os.kill(stub, signal.SIGSTOP)  # so that what is in flight stays there
         draining.process.terminate()
         draining.wait_until_it_says("Draining")
         draining.process.terminate()

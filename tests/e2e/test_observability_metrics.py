@@ -20,7 +20,7 @@ from diptych_serving.metering import ALIVE
 from diptych_serving.preprocessing import REASONS
 from diptych_serving.release.control import Control
 from diptych_serving.repository.layout import STEPS, write_loaded, write_pins
-from diptych_serving.server import Server, leftovers
+from diptych_serving.server import Server, ServerConfig, leftovers
 from tests.helpers.raw_wire import Refused, ask_over_grpc, grpc_channel
 from tests.helpers.tiny_repository import LABELS, build_tiny_repository
 
@@ -84,7 +84,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def counted(repository: Path) -> Iterator[Server]:
-    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as running:
+    with Server(repository, ServerConfig.on_free_ports()) as running:
         running.wait_until_ready()
         wait_for(running, lambda samples: ("diptych_inputs_total", "1") in samples)
         time.sleep(1.5)  # what came before is handed over

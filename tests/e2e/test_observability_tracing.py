@@ -11,7 +11,7 @@ import pytest
 
 from diptych_serving.errors import UserError
 from diptych_serving.repository.layout import STEPS
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 from diptych_serving.server.tracing import SERVICE, Tracing
 from tests.helpers.otlp_receiver import Receiver, Span, receiving
 from tests.helpers.tiny_repository import build_tiny_repository
@@ -71,7 +71,7 @@ def collector() -> Iterator[Receiver]:
 def traced(collector: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     repository = build_tiny_repository(tmp_path_factory.mktemp("tracing") / "model_repository")
     tracing = Tracing(url=collector.url, one_in=1_000_000)  # of its own accord it traces next to nothing
-    with Server(repository, http_port=0, grpc_port=0, metrics_port=0, tracing=tracing) as server:
+    with Server(repository, ServerConfig.on_free_ports(tracing=tracing)) as server:
         server.wait_until_ready()
         yield server
         server.kill()  # seconds less than an orderly end, at which it waits for its exporter

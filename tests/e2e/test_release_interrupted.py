@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.served import ServedProcess, wait_for
 from diptych_client import Client
 from diptych_serving.release.control import Control
 from diptych_serving.repository import journal
 from diptych_serving.repository.layout import loaded_by_step, serving_version, sha256
+from diptych_serving.server.supervisor import Restarts
 from tests.helpers.releasing import contents
-from tests.helpers.serving_process import ServingProcess, wait_for
 
 LOAD_S = 6
 
@@ -39,13 +40,10 @@ def repository(releases: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def serving(repository: Path) -> Iterator[ServingProcess]:
-    started = ServingProcess(repository, restarts={"first_pause_s": 0.1})
-    try:
+def serving(repository: Path) -> Iterator[ServedProcess]:
+    with ServedProcess(repository, restarts=Restarts(first_pause_s=0.1)) as started:
         started.wait_until_ready()
         yield started
-    finally:
-        started.close()
 
 
 def activate_until_tally_loads(repository: Path, url: str) -> subprocess.Popen[str]:
@@ -71,13 +69,13 @@ def activate_until_tally_loads(repository: Path, url: str) -> subprocess.Popen[s
     return process
 
 
-def version_served(serving: ServingProcess) -> str:
+def version_served(serving: ServedProcess) -> str:
     with Client(serving.url("gRPC")) as client:
         return client.classify(text="snow").model_version
 
 
 def test_sigterm_and_kill_9_of_command_and_server_leave_the_old_version_serving(
-    serving: ServingProcess, repository: Path
+    serving: ServedProcess, repository: Path
 ) -> None:
     url = serving.url("gRPC")
     before = contents(repository)

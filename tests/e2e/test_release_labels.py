@@ -16,7 +16,7 @@ from diptych_serving.errors import UserError
 from diptych_serving.release.activation import activate
 from diptych_serving.release.control import Control
 from diptych_serving.repository.layout import previous_version
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 from tests.helpers.raw_wire import Item
 from tests.helpers.releasing import contents, run_command
 from tests.helpers.tiny_model import relabel
@@ -39,7 +39,7 @@ def test_a_version_with_other_labels_serves_only_by_name_and_each_answer_has_its
 ) -> None:
     repository = shutil.copytree(relabelled, tmp_path / "model_repository")
     expected = expect(repository, (1, 2), items)
-    server = Server(repository, http_port=0, grpc_port=0, metrics_port=0)
+    server = Server(repository, ServerConfig.on_free_ports())
     with server as running, Control(running.grpc_url) as control:
         running.wait_until_ready()
         before = contents(repository)

@@ -20,7 +20,7 @@ from diptych.runs.run import Run
 from diptych_serving.errors import UserError
 from diptych_serving.release.control import Control
 from diptych_serving.repository.lock import only_one
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 from diptych_serving.server.admin_key import AdminKey
 from diptych_serving.server.tls import ServerTls
 from tests.helpers.catalogues import make_catalogue
@@ -37,7 +37,7 @@ def repository(releases: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def running(repository: Path) -> Iterator[Server]:
-    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with Server(repository, ServerConfig.on_free_ports()) as server:
         server.wait_until_ready()
         yield server
 
@@ -51,7 +51,7 @@ def test_over_tls_with_the_key_a_version_is_shadowed_activated_and_taken_back(
     tls = ServerTls(
         certificate=directory / "server.pem", key=directory / "server.key", client_ca=directory / "ca.pem"
     )
-    server = Server(repository, http_port=0, grpc_port=0, metrics_port=0, tls=tls, admin_key=KEY)
+    server = Server(repository, ServerConfig.on_free_ports(tls=tls, admin_key=KEY))
     with server as running:
         running.wait_until_ready()
         url = f"grpcs://localhost:{running.ports.grpc}"

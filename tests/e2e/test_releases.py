@@ -25,7 +25,7 @@ from diptych_serving.repository.layout import (
 )
 from diptych_serving.repository.lock import only_one
 from diptych_serving.repository.settings import Settings
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 from tests.helpers.raw_wire import Item
 from tests.helpers.releasing import run_command
 
@@ -39,7 +39,7 @@ def repository(releases: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def running(repository: Path) -> Iterator[Server]:
-    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with Server(repository, ServerConfig.on_free_ports()) as server:
         server.wait_until_ready()
         yield server
 
@@ -79,7 +79,7 @@ def answered(version: int, probabilities: dict[str, float]) -> Answered:
 def tuned(repository: Path) -> Iterator[Server]:
     """As `serve --tuning`: it reads a copy of the repository, with other settings."""
     settings = Settings(text_encoder_instances=2)
-    with Server(repository, settings=settings, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with Server(repository, ServerConfig.on_free_ports(settings=settings)) as server:
         server.wait_until_ready()
         yield server
 
@@ -118,7 +118,7 @@ def test_one_release_at_a_time(repository: Path) -> None:
 
 def test_a_server_starts_though_a_version_that_was_never_activated_is_broken(repository: Path) -> None:
     break_torchscript(repository, 3)
-    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with Server(repository, ServerConfig.on_free_ports()) as server:
         server.wait_until_ready()
         with Client(server.grpc_url) as client:
             assert client.classify(text="snow").model_version == "1"

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tritonclient.utils import InferenceServerException
 
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 from diptych_serving.server.probe import grpc_responds
 from tests.helpers.python_stubs import needs_python_stubs
 from tests.helpers.tiny_repository import LABELS, build_tiny_repository, script_to
@@ -48,7 +48,7 @@ def server(tmp_path_factory):
         (repository / name / "1").mkdir(parents=True)
         (repository / name / "config.pbtxt").write_text(SUM_AND_DIFFERENCE % difference)
         script_to(repository / name / "1/model.pt", SumAndDifference())
-    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as running:
+    with Server(repository, ServerConfig.on_free_ports()) as running:
         running.wait_until_ready()
         yield running
 

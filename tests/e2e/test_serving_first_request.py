@@ -17,7 +17,7 @@ from torch import Tensor
 from tritonclient.utils import InferenceServerException
 
 from diptych_serving.repository.settings import Settings
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 from tests.helpers.raw_wire import Refused, ask_over_grpc, grpc_channel
 from tests.helpers.tiny_repository import TinyImageEncoder, build_tiny_repository, script_to
 
@@ -40,9 +40,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("first")
     repository = build_tiny_repository(directory / "model_repository")
     script_to(repository / "image_encoder/1/model.pt", Loud())
-    with Server(
-        repository, http_port=0, grpc_port=0, metrics_port=0, log=directory / "log", settings=SETTINGS
-    ) as running:
+    config = ServerConfig.on_free_ports(log=directory / "log", settings=SETTINGS)
+    with Server(repository, config) as running:
         running.wait_until_ready()
         yield running
 

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from bench.served import END_TIMEOUT_S, ServedProcess, wait_for
 from diptych_client import Client
 from diptych_serving.server import leftovers
-from tests.helpers.serving_process import END_TIMEOUT_S, ServingProcess, wait_for
 from tests.helpers.tiny_repository import build_tiny_repository
 
 NOHUP = """
@@ -34,9 +34,8 @@ def repository(tmp_path_factory):
 
 @pytest.fixture
 def serving(repository):
-    started = ServingProcess(repository)
-    yield started
-    started.close()
+    with ServedProcess(repository) as started:
+        yield started
 
 
 @pytest.mark.parametrize(("host", "contact"), [("localhost", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::1]")])
@@ -45,8 +44,7 @@ def test_it_answers_where_it_was_told_to_listen_and_drains_when_the_terminal_clo
 ):
     """With a path whose letters the encoding of the terminal lacks."""
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    serving = ServingProcess(shutil.copytree(repository, tmp_path / "модель"), host=host)
-    try:
+    with ServedProcess(shutil.copytree(repository, tmp_path / "модель"), host=host) as serving:
         serving.wait_until_ready()
         for wire in ("gRPC", "HTTP"):
             url = serving.url(wire)
@@ -61,8 +59,6 @@ def test_it_answers_where_it_was_told_to_listen_and_drains_when_the_terminal_clo
         assert serving.process.wait(END_TIMEOUT_S) == 0
         assert "Draining" in serving.output()
         assert serving.left_behind() == []
-    finally:
-        serving.close()
 
 
 def test_nohup_keeps_it_running_when_the_terminal_closes(repository):

@@ -12,7 +12,7 @@ import pytest
 
 from bench.release_show.__main__ import export_versions
 from diptych.runs.run import Run
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 from tests.helpers.raw_wire import Item
 
 KINDS = ("both", "picture only", "words only")
@@ -20,7 +20,7 @@ KINDS = ("both", "picture only", "words only")
 
 @pytest.fixture(scope="session")
 def server(exported_repository: Path) -> Iterator[Server]:
-    with Server(exported_repository, http_port=0, grpc_port=0, metrics_port=0) as running:
+    with Server(exported_repository, ServerConfig.on_free_ports()) as running:
         running.wait_until_ready()
         yield running
 

@@ -18,7 +18,7 @@ from diptych_serving.errors import UserError
 from diptych_serving.release.activation import activate
 from diptych_serving.repository.signing import load_private_key, load_public_key, sign_manifest
 from diptych_serving.repository.verification import verify_loaded, verify_version
-from diptych_serving.server import serve
+from diptych_serving.server import ServerConfig, Supervision, serve
 from tests.helpers.tiny_repository import build_tiny_repository, write_manifest
 
 MANIFEST = "classifier/1/manifest.json"
@@ -56,7 +56,7 @@ def repository(signed: Path, tmp_path: Path) -> Path:
 def refused(repository: Path, message: str, public_key: Path | None = None) -> None:
     """By the server before it starts, by a release before it asks anything, and each with this message."""
     with pytest.raises(UserError, match=message):
-        serve(repository, http_port=0, grpc_port=0, metrics_port=0, public_key=public_key)
+        serve(repository, ServerConfig.on_free_ports(), Supervision(public_key=public_key))
     with pytest.raises(UserError, match=message):
         activate(repository, 1, public_key=public_key)
 

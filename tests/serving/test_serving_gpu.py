@@ -13,7 +13,7 @@ import pytest
 from diptych_serving import hardware
 from diptych_serving.repository.settings import Settings, apply_settings, settings_for
 from diptych_serving.server import placement
-from diptych_serving.server.triton_log import explain_missing_gpu
+from diptych_serving.server.triton_log import describe_missing_gpu
 from tests.helpers.fake_cuda import fake_driver
 from tests.helpers.tiny_repository import build_tiny_repository
 
@@ -118,9 +118,9 @@ def test_a_repository_for_cpus_is_refused_where_a_gpu_is_required(tmp_path: Path
 
 
 def test_lines_that_are_harmless_on_a_cpu_are_the_reason_where_a_gpu_is_missing() -> None:
-    found = explain_missing_gpu(TOO_OLD_DRIVER).splitlines()
+    found = describe_missing_gpu(TOO_OLD_DRIVER).splitlines()
     assert [line.partition("] ")[2][:16] for line in found] == ["CudaDriverHelper", "Unable to get nu"]
-    assert explain_missing_gpu("") == "its log says nothing about GPUs"
+    assert describe_missing_gpu("") == "its log says nothing about GPUs"
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from bench.served import wait_for
 from diptych_serving.server.log_follower import MAX_KINDS, NUM_SHOWN, WINDOW_S, LogFollower, Repeats
-from tests.helpers.serving_process import wait_for
 
 
 def refusal(number: int) -> str:

@@ -22,7 +22,7 @@ from diptych.runs.run import Run
 from diptych_serving.errors import UserError
 from diptych_serving.hardware import has_bf16_instructions
 from diptych_serving.preprocessing import Row
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 from diptych_serving.server.gpu import has_gpu
 from tests.helpers.catalogues import make_catalogue
 from tests.helpers.tiny_repository import load_script
@@ -137,7 +137,7 @@ def test_a_repository_for_other_hardware_is_not_served(tiny_run: Run, tmp_path: 
             UserError,
             match=r"image_encoder computes in fp16, and this machine has no NVIDIA GPU to use: .*fp32",
         ),
-        Server(repository, http_port=0, grpc_port=0, metrics_port=0),
+        Server(repository, ServerConfig.on_free_ports()),
     ):
         pass
 

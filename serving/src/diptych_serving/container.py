@@ -19,10 +19,11 @@ from pathlib import Path
 from diptych_serving.errors import UserError
 from diptych_serving.repository.verification import verify_loaded
 from diptych_serving.server.admin_key import AdminKey
+from diptych_serving.server.config import ServerConfig, Supervision
 from diptych_serving.server.drain import DRAIN_TIMEOUT_S
 from diptych_serving.server.foreground import serve
 from diptych_serving.server.placement import describe_excess, require_target
-from diptych_serving.server.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
+from diptych_serving.server.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, Ports
 from diptych_serving.server.supervisor import Restarts
 from diptych_serving.server.tls import ServerTls
 from diptych_serving.server.tracing import Tracing
@@ -83,20 +84,22 @@ def main() -> None:
             sys.stderr.write(f"warning: {excess}\n")
         status = serve(
             options.repository,
-            host=options.host,
-            http_port=options.http_port,
-            grpc_port=options.grpc_port,
-            metrics_port=options.metrics_port,
-            admin_key=AdminKey.from_environment(),
-            tls=tls,
-            tracing=tracing,
-            restarts=Restarts(max_in_a_row=0),
-            silence_s=options.silence_s,
-            drain_timeout_s=options.drain_s,
-            public_key=options.require_signature,
-            triton_options=options.triton_option,
-            must_have_gpu=must_have_gpu,
-            shows_whole_log=True,
+            ServerConfig(
+                host=options.host,
+                ports=Ports(http=options.http_port, grpc=options.grpc_port, metrics=options.metrics_port),
+                admin_key=AdminKey.from_environment(),
+                tls=tls,
+                tracing=tracing,
+                triton_options=tuple(options.triton_option),
+            ),
+            Supervision(
+                silence_s=options.silence_s,
+                drain_timeout_s=options.drain_s,
+                public_key=options.require_signature,
+                must_have_gpu=must_have_gpu,
+                shows_whole_log=True,
+            ),
+            Restarts(max_in_a_row=0),
         )
     except UserError as error:
         sys.exit(f"error: {error}")

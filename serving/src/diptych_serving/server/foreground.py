@@ -9,46 +9,26 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diptych_serving.errors import UserError
 from diptych_serving.repository.verification import verify_loaded
-from diptych_serving.server.address import LOCALHOST
-from diptych_serving.server.admin_key import AdminKey
-from diptych_serving.server.drain import DRAIN_TIMEOUT_S, drain
+from diptych_serving.server.config import ServerConfig, Supervision
+from diptych_serving.server.drain import drain
 from diptych_serving.server.gpu import find_off_gpu
 from diptych_serving.server.leftovers import reap_orphans
 from diptych_serving.server.log_follower import MAX_LOG_BYTES, LogFollower
 from diptych_serving.server.placement import belongs_on_gpu
-from diptych_serving.server.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT
 from diptych_serving.server.server import READY_TIMEOUT_S, Server, require_repository
 from diptych_serving.server.signals import Stopped, signals_raise_stopped
 from diptych_serving.server.supervisor import Restarts, Watch
-from diptych_serving.server.tls import ServerTls
-from diptych_serving.server.tracing import Tracing
 from diptych_serving.server.triton_log import deserves_showing
-from diptych_serving.server.vitals import SILENCE_S, Vitals
+from diptych_serving.server.vitals import Vitals
 from diptych_serving.terminal import say, show
-
-if TYPE_CHECKING:
-    from diptych_serving.repository.settings import Settings
 
 POLL_S = 0.2
 # For its stubs to end; whatever is then still there is ended and removed by us.
 DRAINED_EXIT_S = 10.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Conduct:
-    """What holds for each start of the server; `serve` says what each means."""
-
-    silence_s: float
-    drain_timeout_s: float
-    public_key: Path | None
-    must_have_gpu: bool
-    shows_whole_log: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,62 +42,22 @@ class Fault:
 
 def serve(
     repository: Path,
-    *,
-    host: str = LOCALHOST,
-    http_port: int = HTTP_PORT,
-    grpc_port: int = GRPC_PORT,
-    metrics_port: int = METRICS_PORT,
-    tritonserver: Path | None = None,
-    log: Path | None = None,
-    settings: Settings | None = None,
-    admin_key: AdminKey | None = None,
-    tls: ServerTls | None = None,
-    tracing: Tracing | None = None,
+    config: ServerConfig | None = None,
+    supervision: Supervision | None = None,
     restarts: Restarts | None = None,
-    silence_s: float = SILENCE_S,
-    drain_timeout_s: float = DRAIN_TIMEOUT_S,
-    public_key: Path | None = None,
-    triton_options: Sequence[str] = (),
-    must_have_gpu: bool = False,
-    shows_whole_log: bool = False,
 ) -> int:
     """Start, print the addresses, stay; start again what died or hangs.
 
-    restarts         how often; None: a few times in a row, with growing pauses
-    silence_s        without any answer, after which a server counts as hung
-    drain_timeout_s  that requests in flight are given when a signal asks to stop
-    public_key       of the signature that manifests must bear; None: checksums are enough
-    triton_options   more of tritonserver's
-    must_have_gpu    end a server whose models are not on a GPU, whatever the repository was exported for
-    shows_whole_log  on stdout, from its start; else warnings and errors on stderr, once it is ready
-    returns          the status to exit with
-    raises           UserError where the first start fails
+    config, supervision  None: the defaults
+    restarts             how often; None: a few times in a row, with growing pauses
+    returns              the status to exit with
+    raises               UserError where the first start fails
     """
-    server = Server(
-        repository,
-        host=host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        tritonserver=tritonserver,
-        log=log,
-        settings=settings,
-        admin_key=admin_key,
-        tls=tls,
-        tracing=tracing,
-        triton_options=triton_options,
-    )
-    conduct = Conduct(
-        silence_s=silence_s,
-        drain_timeout_s=drain_timeout_s,
-        public_key=public_key,
-        must_have_gpu=must_have_gpu,
-        shows_whole_log=shows_whole_log,
-    )
+    server, supervision = Server(repository, config), supervision or Supervision()
     restarts = restarts or Restarts()
     with signals_raise_stopped():
         try:
-            end = _run(server, conduct)
+            end = _run(server, supervision)
             while isinstance(end, Fault):
                 pause_s = restarts.next_pause_s(end.was_well_s)
                 if pause_s is None:
@@ -129,28 +69,28 @@ def serve(
                 )
                 time.sleep(pause_s)
                 server = server.successor()
-                end = _run_again(server, conduct)
+                end = _run_again(server, supervision)
             return end
         except Stopped as stopped:  # while it was starting, or between two starts
             return stopped.status
 
 
-def _run(server: Server, conduct: Conduct) -> int | Fault:
+def _run(server: Server, supervision: Supervision) -> int | Fault:
     """One server's whole life. Returns the status of one that a signal ended, or what was wrong with it."""
     require_repository(server.repository)
-    verify_loaded(server.repository, conduct.public_key)
-    with server, _whole_log(server) if conduct.shows_whole_log else contextlib.nullcontext():
+    verify_loaded(server.repository, supervision.public_key)
+    with server, _whole_log(server) if supervision.shows_whole_log else contextlib.nullcontext():
         try:
             say("Starting tritonserver and loading the models ...")
             server.wait_until_ready(READY_TIMEOUT_S)
-            if conduct.must_have_gpu or belongs_on_gpu(server.repository):
+            if supervision.must_have_gpu or belongs_on_gpu(server.repository):
                 _require_on_gpu(server)
             _print_addresses(server)
-            with contextlib.nullcontext() if conduct.shows_whole_log else _warnings(server):
-                return _stay(server, conduct.silence_s)
+            with contextlib.nullcontext() if supervision.shows_whole_log else _warnings(server):
+                return _stay(server, supervision.silence_s)
         except Stopped:
             if server.is_ready:
-                return _end(server, conduct.drain_timeout_s)
+                return _end(server, supervision.drain_timeout_s)
             raise
 
 
@@ -160,14 +100,14 @@ def _require_on_gpu(server: Server) -> None:
         places = ", ".join(f"{model} is {kind}" for model, kind in elsewhere.items())
         raise UserError(
             f"the models belong on a GPU, and Triton has loaded them elsewhere: {places}. From its log:\n"
-            f"{server.explain_missing_gpu()}"
+            f"{server.describe_missing_gpu()}"
         )
 
 
-def _run_again(server: Server, conduct: Conduct) -> int | Fault:
+def _run_again(server: Server, supervision: Supervision) -> int | Fault:
     """The same, where an error is one more failure: the cause may pass, such as a disk that is full."""
     try:
-        return _run(server, conduct)
+        return _run(server, supervision)
     except UserError as error:
         say(f"It did not start: {error}")
         return Fault(str(error), was_well_s=0.0, status=1)
@@ -181,7 +121,7 @@ def _stay(server: Server, silence_s: float) -> Fault:
         (server.http_contact, server.ports.http),
         (server.contact, server.ports.grpc),
         (server.contact, server.ports.metrics),
-        is_secure=server.tls is not None,
+        is_secure=server.config.tls is not None,
         silence_s=silence_s,
     )
     with Watch(vitals) as watch:
@@ -251,7 +191,7 @@ def _warnings(server: Server) -> LogFollower:
 
 
 def _print_addresses(server: Server) -> None:
-    only_here = "  (no TLS in Triton: loopback only)" if server.tls else ""
+    only_here = "  (no TLS in Triton: loopback only)" if server.config.tls else ""
     show(
         f"Serving {server.repository}; Ctrl-C stops it.\n"
         f"  gRPC     {server.grpc_url}\n"

@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from diptych_serving.errors import UserError
 from diptych_serving.repository.journal import undo_interrupted
 from diptych_serving.server import launch, leftovers
 from diptych_serving.server.address import LOCALHOST, Address
 from diptych_serving.server.admin_key import AdminKey
+from diptych_serving.server.config import ServerConfig
 from diptych_serving.server.installation import find_installation
 from diptych_serving.server.placement import require_hardware
-from diptych_serving.server.ports import GRPC_PORT, HTTP_PORT, METRICS_PORT, Ports
+from diptych_serving.server.ports import Ports
 from diptych_serving.server.probe import ENSEMBLE, is_answering
 from diptych_serving.server.shared_memory import require_shared_memory
-from diptych_serving.server.tls import ServerTls
-from diptych_serving.server.tracing import Tracing
 from diptych_serving.server.triton_log import (
+    describe_failure,
+    describe_missing_gpu,
     describe_start,
-    explain_failure,
-    explain_missing_gpu,
     find_dead_stub,
 )
 from diptych_serving.server.waiting import says_what_it_waits_for
 from diptych_serving.server.workspace import Workspace
 from diptych_serving.terminal import say
-
-if TYPE_CHECKING:
-    from diptych_serving.repository.settings import Settings
 
 READY_TIMEOUT_S = 300.0
 POLL_S = 0.1
@@ -54,68 +49,39 @@ class Server:
     Start it from a thread that outlives it: when that thread ends, the kernel ends the server too.
     """
 
-    def __init__(
-        self,
-        repository: Path,
-        *,
-        host: str = LOCALHOST,
-        http_port: int = HTTP_PORT,
-        grpc_port: int = GRPC_PORT,
-        metrics_port: int = METRICS_PORT,
-        tritonserver: Path | None = None,
-        log: Path | None = None,
-        settings: Settings | None = None,
-        admin_key: AdminKey | None = None,
-        tls: ServerTls | None = None,
-        tracing: Tracing | None = None,
-        triton_options: Sequence[str] = (),
-    ) -> None:
-        """admin_key       what opens the administrative API; default: a new one, which the workspace keeps
-        triton_options  more of tritonserver's, after those that are set here
+    def __init__(self, repository: Path, config: ServerConfig | None = None) -> None:
+        """config  None: the default ports on loopback
+
+        `self.config` always has a key; once started, also the ports that were chosen.
         """
-        self.triton_options = tuple(triton_options)
-        self.settings = settings
-        self.admin_key = admin_key or AdminKey.random()
-        self.tls = tls
-        self.tracing = tracing
+        config = config or ServerConfig()
+        self.admin_key = config.admin_key or AdminKey.random()
+        self.config = dataclasses.replace(config, admin_key=self.admin_key)
         self.repository = repository
-        self.host = host
-        self.ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
-        self._tritonserver = tritonserver
         self._prefix = leftovers.new_prefix()
-        self._log = log
         self.is_ready = False
 
     def successor(self) -> Server:
         """Another one, not started, like this one down to the ports that were chosen for it."""
-        return Server(
-            self.repository,
-            host=self.host,
-            http_port=self.ports.http,
-            grpc_port=self.ports.grpc,
-            metrics_port=self.ports.metrics,
-            tritonserver=self._tritonserver,
-            log=self._log,
-            settings=self.settings,
-            admin_key=self.admin_key,
-            tls=self.tls,
-            tracing=self.tracing,
-            triton_options=self.triton_options,
-        )
+        return Server(self.repository, self.config)
+
+    @property
+    def ports(self) -> Ports:
+        return self.config.ports
 
     @property
     def owns_log(self) -> bool:
         """Whether the log is the workspace's and not a file that somebody named."""
-        return self._log is None
+        return self.config.log is None
 
     @cached_property
     def _address(self) -> Address:
-        return Address.resolve(self.host)
+        return Address.resolve(self.config.host)
 
     @property
     def _http_address(self) -> Address:
         """Loopback beside TLS: what must not be read on the way must not go over HTTP either."""
-        return Address.resolve(LOCALHOST) if self.tls else self._address
+        return Address.resolve(LOCALHOST) if self.config.tls else self._address
 
     @property
     def contact(self) -> str:
@@ -134,9 +100,10 @@ class Server:
     @property
     def grpc_url(self) -> str:
         """With the name that was given for `host` where there is TLS: the certificate is for that name."""
-        scheme = "grpcs" if self.tls else "grpc"
-        is_name = self.tls and self.host.strip("[]") != str(self._address)
-        return f"{scheme}://{self.host if is_name else self._address.contact.for_url}:{self.ports.grpc}"
+        scheme = "grpcs" if self.config.tls else "grpc"
+        is_name = self.config.tls and self.config.host.strip("[]") != str(self._address)
+        host = self.config.host if is_name else self._address.contact.for_url
+        return f"{scheme}://{host}:{self.ports.grpc}"
 
     @property
     def metrics_url(self) -> str:
@@ -159,14 +126,15 @@ class Server:
         require_repository(self.repository)
         undo_interrupted(self.repository, say)
         require_hardware(self.repository)
-        installation = find_installation(self._tritonserver)
+        installation = find_installation(self.config.tritonserver)
         leftovers.sweep_dead()
-        self.ports = self.ports.settle(str(self._address))
+        ports = self.ports.settle(str(self._address))
+        self.config = dataclasses.replace(self.config, ports=ports)
         self._claim = leftovers.claim(self._prefix)
-        workspace = Workspace(self._prefix, installation, self.repository, self.settings)
+        workspace = Workspace(self._prefix, installation, self.repository, self.config.settings)
         require_shared_memory(workspace.repository, has_native_pytorch=installation.has_native_pytorch)
-        self.log = self._log or workspace.log
-        names = {self.host, str(self._address), self._address.for_url}
+        self.log = self.config.log or workspace.log
+        names = {self.config.host, str(self._address), self._address.for_url}
         self.admin_key_file = self.admin_key.save(workspace.root, names, self.ports.grpc)
         command = [str(installation.binary.absolute()), *self._options(workspace)]
         self.log.write_bytes(b"")
@@ -200,11 +168,11 @@ class Server:
             f"--metrics-port={self.ports.metrics}",
             "--metrics-config=summary_latencies=true",
             *self.admin_key.options,
-            *(self.tls.options if self.tls else []),
-            *(self.tracing.options if self.tracing else []),
+            *(self.config.tls.options if self.config.tls else []),
+            *(self.config.tracing.options if self.config.tracing else []),
             f"--backend-config=python,{leftovers.REGION_OPTION}={self._prefix}",
             f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_S}",
-            *self.triton_options,
+            *self.config.triton_options,
         ]
 
     def wait_until_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
@@ -216,12 +184,12 @@ class Server:
         with says_what_it_waits_for(lambda: describe_start(self._read_log())):
             while not self._is_answering():
                 if self.process.poll() is not None:
-                    raise UserError(f"tritonserver could not start: {self.explain_failure()}")
+                    raise UserError(f"tritonserver could not start: {self.describe_failure()}")
                 if cause := find_dead_stub(self._read_log()):
                     raise UserError(f"tritonserver could not start a model's process: {cause}")
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"tritonserver is not ready after {timeout_s:.0f} s: {self.explain_failure()}"
+                        f"tritonserver is not ready after {timeout_s:.0f} s: {self.describe_failure()}"
                     )
                 time.sleep(POLL_S)
         self.is_ready = True
@@ -230,15 +198,15 @@ class Server:
         try:
             return is_answering(self.http_contact, self.ports.http)
         except UserError as error:
-            raise UserError(f"{error}\n{self.explain_failure()}") from None
+            raise UserError(f"{error}\n{self.describe_failure()}") from None
 
-    def explain_failure(self) -> str:
+    def describe_failure(self) -> str:
         """Why the server ended, from its log."""
-        return explain_failure(self._read_log())
+        return describe_failure(self._read_log())
 
-    def explain_missing_gpu(self) -> str:
+    def describe_missing_gpu(self) -> str:
         """What its log says about GPUs that it does not use."""
-        return explain_missing_gpu(self._read_log())
+        return describe_missing_gpu(self._read_log())
 
     def _read_log(self) -> str:
         """What it has written so far, or lately where that is much."""

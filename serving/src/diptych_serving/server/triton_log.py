@@ -24,7 +24,7 @@ MAX_LINES = 5
 ABOUT_GPUS = re.compile(r"cuda|gpu|nvml|driver|stream|pinned", re.IGNORECASE)
 
 
-def explain_failure(log: str) -> str:
+def describe_failure(log: str) -> str:
     """The models that failed to load, each with its cause; else the first error; else the last lines."""
     lines = log.splitlines()
     failures = [match for line in lines if (match := FAILED_MODEL.search(line))]
@@ -63,7 +63,7 @@ def find_dead_stub(log: str) -> str | None:
     return match and (match["cause"] or match["linker"])
 
 
-def explain_missing_gpu(log: str) -> str:
+def describe_missing_gpu(log: str) -> str:
     """The warnings and errors about GPUs, those too that a server on a CPU may leave aside."""
     lines = [line for line in log.splitlines() if ABOUT_GPUS.search(line)]
     found = [line for line in lines if (match := TRITON_LINE.match(line)) and match["level"] != "I"]

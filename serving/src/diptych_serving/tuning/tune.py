@@ -15,7 +15,7 @@ from PIL import Image
 from diptych_serving.hardware import num_cores
 from diptych_serving.progress import console
 from diptych_serving.repository.settings import Settings, save_settings
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 from diptych_serving.server.gpu import has_gpu
 from diptych_serving.tuning.chart import plot_trials
 from diptych_serving.tuning.closed_loop import Load, run_load, save_items
@@ -102,7 +102,7 @@ def made_up_mix() -> list[tuple[bytes, str]]:
 def _run_trial(repository: Path, settings: Settings, items: Path, config: TuneConfig) -> Trial:
     """More and more callers, until the limit is broken or more callers bring nothing."""
     loads: list[Load] = []
-    with Server(repository, http_port=0, grpc_port=0, metrics_port=0, settings=settings) as server:
+    with Server(repository, ServerConfig.on_free_ports(settings=settings)) as server:
         server.wait_until_ready()
         for concurrency in CONCURRENCIES:
             loads.append(run_load(server.grpc_url, items, concurrency=concurrency, duration_s=config.load_s))

@@ -35,7 +35,7 @@ from diptych.files import write_json
 from diptych.runs.fingerprint import FINGERPRINT_FILE, fingerprint_items
 from diptych.runs.run import CONFIG_FILE, WEIGHTS_FILE, load_run
 from diptych.train.parallel import from_main, start_accelerator
-from diptych.train.train import build_preprocessor, explain_failed_writing, read_catalogues, train
+from diptych.train.train import build_preprocessor, describe_failed_writing, read_catalogues, train
 from diptych_serving.errors import UserError
 from diptych_serving.progress import console
 
@@ -99,7 +99,7 @@ def cross_validate(config: Config, out: Path, num_folds: int) -> dict[str, Any]:
     }
     both = answers["both"].probabilities
     suspects = rank_suspects(data.items, data.labels, data.truth, both)
-    with explain_failed_writing(out):
+    with describe_failed_writing(out):
         _write_answers(data, both, out / ANSWERS_FILE)
         write_suspects(suspects, out / SUSPECTS_FILE)
         if config.train.freeze_backbones:

@@ -17,7 +17,7 @@ from diptych.runs.run import Run
 from diptych_client import Answer, Client
 from diptych_serving.errors import UserError
 from diptych_serving.progress import track
-from diptych_serving.server import Server
+from diptych_serving.server import Server, ServerConfig
 
 NUM_ITEMS = 11
 # What the held-out items are asked as: name of the column -> (client's index, with image, with text)
@@ -32,7 +32,7 @@ QUESTIONS = {
 def demonstrate(run: Run, repository: Path, plot: Path) -> None:
     """Serve, classify over gRPC and HTTP, print answers beside the truth, draw one item, stop."""
     items = choose_items(run)
-    with Server(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with Server(repository, ServerConfig.on_free_ports()) as server:
         server.wait_until_ready()
         with Client(server.grpc_url) as grpc, Client(server.http_url) as http:
             clients = {"grpc": grpc, "http": http}

@@ -132,25 +132,26 @@ def serve(
     Its administrative API asks for a key: the one in DIPTYCH_ADMIN_KEY (HEADER=VALUE), else a new one.
     """
     from diptych_serving.repository.settings import load_settings
-    from diptych_serving.server import serve
+    from diptych_serving.server import ServerConfig, Supervision, serve
     from diptych_serving.server.admin_key import AdminKey
+    from diptych_serving.server.ports import Ports
     from diptych_serving.server.supervisor import Restarts
     from diptych_serving.server.tls import ServerTls
     from diptych_serving.server.tracing import Tracing
 
     status = serve(
         repository,
-        host=host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        tritonserver=tritonserver,
-        settings=load_settings(tuning) if tuning else None,
-        admin_key=AdminKey.from_environment(),
-        tls=ServerTls.from_options(tls_cert, tls_key, tls_client_ca),
-        public_key=signed_by,
-        restarts=Restarts(max_in_a_row=max_restarts),
-        tracing=Tracing.from_options(trace_url, trace_one_in),
+        ServerConfig(
+            host=host,
+            ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port),
+            tritonserver=tritonserver,
+            settings=load_settings(tuning) if tuning else None,
+            admin_key=AdminKey.from_environment(),
+            tls=ServerTls.from_options(tls_cert, tls_key, tls_client_ca),
+            tracing=Tracing.from_options(trace_url, trace_one_in),
+        ),
+        Supervision(public_key=signed_by),
+        Restarts(max_in_a_row=max_restarts),
     )
     raise typer.Exit(status)
 

@@ -88,7 +88,7 @@ def train(config: Config, out: Path, read_items: ReadItems | None = None) -> Run
         # Calibrate and save. The main process does it.
         trainer.take_best()
         if accelerator.is_main_process:
-            with explain_failed_writing(out):
+            with describe_failed_writing(out):
                 write_json(directory / FINGERPRINT_FILE, belongs_to)
                 write_run(run, position, train_items, val_items, accelerator)
                 finish_run(out)
@@ -139,7 +139,7 @@ def write_run(
 
 
 @contextlib.contextmanager
-def explain_failed_writing(out: Path) -> Iterator[None]:
+def describe_failed_writing(out: Path) -> Iterator[None]:
     """A full disk as a UserError. What is there already, a checkpoint or an earlier run, stays."""
     try:
         yield
