@@ -1,6 +1,6 @@
-"""Where results are kept that can be computed again: a folder for each kind, bounded in size together.
+"""Keeps results that can be computed again: a folder for each kind, with one limit on their total size.
 
-What cannot be kept is computed again, with one warning: a cache never fails a command.
+A result that cannot be kept is computed again, with one warning. The cache never fails a command.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from diptych_serving.progress import warn
 CACHE_ENV, LIMIT_ENV = "DIPTYCH_CACHE", "DIPTYCH_CACHE_GB"
 DEFAULT_LIMIT_GB = 20.0
 KINDS = {
-    "embeddings": "what frozen backbones say to whole tables",
+    "embeddings": "embeddings of whole tables by frozen backbones",
     "pictures": "images of Parquet columns",
     "libpython": "the library that the embedded tritonserver needs",
 }
 BOUNDED = ("embeddings", "pictures")
 UNFINISHED = ".tmp"
-ABANDONED_S = 24 * 3600  # a file that nobody has written to for so long is left over from a kill
+ABANDONED_S = 24 * 3600  # a temporary file that was not written to for this long was left by a killed process
 
 _held: dict[Path, int] = {}  # path -> file descriptor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What one kind takes."""
+    """The space that one kind takes."""
 
     kind: str
     num_files: int
@@ -55,7 +55,7 @@ def cache_directory(kind: str) -> Path:
 
 
 def keep(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file of the cache. Where that fails: one warning, and the command continues without."""
+    """Write a file of the cache. If that fails: one warning, and the command continues without it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
@@ -65,20 +65,20 @@ def keep(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def forget_damaged(path: Path, reason: object) -> None:
-    """Say that a file is damaged, and remove it, so that it is made again."""
+    """Warn that a file is damaged, and remove it, so that it is made again."""
     warn(f"{path}: damaged, so it is made again ({str(reason).splitlines()[0]})")
     with contextlib.suppress(OSError):
         path.unlink()
 
 
 def use(path: Path) -> None:
-    """Note that a file was used now: those that were not used for longest go first."""
+    """Record that a file was used now. The files not used for the longest time are removed first."""
     with contextlib.suppress(OSError):
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
 
 def hold(path: Path) -> None:
-    """Keep a file while this process lives, however full the cache gets: it is opened again and again."""
+    """Keep a file while this process lives, even if the cache is full."""
     held = _held.get(path)
     if held is not None and os.path.samestat(os.fstat(held), path.stat()):
         return
@@ -90,7 +90,7 @@ def hold(path: Path) -> None:
 
 
 def keep_within_limit() -> None:
-    """Remove what was not used for longest, until the rest is within DIPTYCH_CACHE_GB."""
+    """Remove the least recently used files until the rest is within DIPTYCH_CACHE_GB."""
     files = [file for kind in BOUNDED for file in _files(kind)]
     excess = sum(status.st_size for _, status in files) - limit_bytes()
     for path, status in sorted(files, key=lambda file: file[1].st_atime_ns):
@@ -102,7 +102,7 @@ def keep_within_limit() -> None:
 
 
 def limit_bytes() -> int:
-    """Raises UserError where DIPTYCH_CACHE_GB is no number."""
+    """Raises UserError if DIPTYCH_CACHE_GB is not a number."""
     text = os.environ.get(LIMIT_ENV) or str(DEFAULT_LIMIT_GB)
     try:
         return round(float(text) * 1e9)
@@ -123,7 +123,7 @@ def usage() -> list[Usage]:
 
 
 def clear() -> list[Path]:
-    """Remove all files. Returns those that stay, because another process holds them."""
+    """Remove all files. Returns those that stay because another process uses them."""
     left = []
     for kind in KINDS:
         for path, _ in _files(kind):

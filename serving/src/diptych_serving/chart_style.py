@@ -17,8 +17,8 @@ matplotlib.rcParams.update(
         "xtick.color": INK,
         "ytick.color": INK,
         "savefig.dpi": 130,
-        "text.parse_math": False,  # a `$` in a category or a text is a dollar
-        "svg.fonttype": "none",  # letters stay letters, in the font of the page they are put into
-        "svg.hashsalt": "diptych",  # the same figure is the same file
+        "text.parse_math": False,  # a `$` in a category or a text is a dollar sign
+        "svg.fonttype": "none",  # SVG text stays text, in the font of the page
+        "svg.hashsalt": "diptych",  # the same figure gives the same file
     }
 )

@@ -1,12 +1,11 @@
 """What a container runs as its first process: `python3 -m diptych_serving.container --repository /models`.
 
-It looks before it starts (every file's checksum, the GPU, room in /dev/shm), removes what a crash left, runs
-tritonserver, looks where the models were loaded, waits for children that nobody else waits for, drains on
-SIGTERM, and exits non-zero as soon as the server is dead or hung. It starts nothing again: the orchestrator
-does that. It counts restarts, can move the work to another machine, and shows in its events what a restart in
-here would hide. tritonserver's log goes to stdout.
+Before the start it checks every file's checksum, the GPU and the room in /dev/shm, and removes what a crash
+left. Then it runs tritonserver, checks on which device the models were loaded, reaps orphaned children, and
+drains on SIGTERM. It exits with a status other than 0 as soon as the server is dead or hung. It does not
+restart the server: the orchestrator does, and shows it in its events. tritonserver's log goes to stdout.
 
-Standard library only, with all that it imports of Diptych; but `--require-signature` needs `cryptography`.
+Standard library only, in all that it imports of Diptych; `--require-signature` needs `cryptography`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from diptych_serving.server.tracing import Tracing
 from diptych_serving.server.vitals import SILENCE_S
 
 REPOSITORY = Path("/models")
-# A container's own network; what reaches it is the orchestrator's to say.
+# A container has its own network; the orchestrator decides what reaches it.
 EVERY_ADDRESS = "0.0.0.0"
 # Options of tritonserver that --triton-option may not set, and what to do instead. Those that add up
 # (--backend-config, --metrics-config, --trace-config, --cache-config) may be given.
@@ -128,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = found.add_argument
     add("--repository", default=REPOSITORY, type=Path, help="what `diptych export` made")
-    add("--check-only", action="store_true", help="verify the files, and the GPU if one is required; exit")
+    add("--check-only", action="store_true", help="only verify the files, and the GPU if one is required")
     add(
         "--gpu",
         default="auto",
@@ -139,20 +138,35 @@ def parser() -> argparse.ArgumentParser:
     add("--http-port", default=HTTP_PORT, type=int, help="0: any free one")
     add("--grpc-port", default=GRPC_PORT, type=int, help="0: any free one")
     add("--metrics-port", default=METRICS_PORT, type=int, help="0: any free one")
-    add("--drain-s", default=DRAIN_TIMEOUT_S, type=float, help="given to requests in flight on SIGTERM")
-    add("--silence-s", default=SILENCE_S, type=float, help="without any answer: hung, and the end")
-    add("--require-signature", type=Path, metavar="PEM", help="only what this public key's owner has signed")
-    add("--tls-cert", type=Path, help="PEM file: gRPC speaks TLS alone, HTTP stays on loopback")
-    add("--tls-key", type=Path, help="PEM file, of the certificate's key")
+    add("--drain-s", default=DRAIN_TIMEOUT_S, type=float, help="time for requests in flight after SIGTERM")
+    add(
+        "--silence-s",
+        default=SILENCE_S,
+        type=float,
+        help="after this time without any answer the server counts as hung, and the container ends",
+    )
+    add(
+        "--require-signature",
+        type=Path,
+        metavar="PEM",
+        help="serve only releases signed with the key of this public key",
+    )
+    add("--tls-cert", type=Path, help="PEM file: encrypt gRPC; HTTP then stays on loopback")
+    add("--tls-key", type=Path, help="PEM file with the certificate's key")
     add("--tls-client-ca", type=Path, help="PEM file: callers must show certificates signed by it")
-    add("--trace-url", metavar="URL", help="a collector that takes OTLP over HTTP: spans go there")
-    add("--trace-one-in", default=1000, type=_positive, help="trace one in N requests that no caller traces")
+    add("--trace-url", metavar="URL", help="send OpenTelemetry spans to this collector (OTLP over HTTP)")
+    add(
+        "--trace-one-in",
+        default=1000,
+        type=_positive,
+        help="trace one in N of the requests that no caller traces",
+    )
     add(
         "--triton-option",
         action="append",
         default=[],
         metavar="OPTION",
-        help="one more of tritonserver's, as --triton-option=--NAME=VALUE; repeatable",
+        help="another option of tritonserver, as --triton-option=--NAME=VALUE; repeatable",
     )
     return found
 

@@ -17,7 +17,7 @@ POLL_S = 0.2
 
 
 class PackagesUnavailable(Exception):
-    """Why the packages cannot be had on this machine."""
+    """The packages cannot be downloaded on this machine; the message says why."""
 
 
 def download_packages(names: Sequence[str], cache: Path) -> list[Path]:
@@ -27,7 +27,7 @@ def download_packages(names: Sequence[str], cache: Path) -> list[Path]:
     if missing:
         _require("apt-get")
         cache.mkdir(parents=True, exist_ok=True)
-        # A download that breaks off must not be taken for a package next time.
+        # An incomplete download must not count as a package next time.
         with tempfile.TemporaryDirectory(dir=cache) as directory:
             _download(missing, Path(directory))
             for deb in Path(directory).glob("*.deb"):
@@ -59,7 +59,7 @@ def _download(names: Sequence[str], directory: Path) -> None:
         options: list[str] = []
         num_bytes = _num_bytes(names, options, directory)
     except PackagesUnavailable:
-        # No package lists, as in a fresh container. Private ones need no root and leave the system alone.
+        # A fresh container has no package lists. Private lists need no root and do not change the system.
         options = _private_lists(directory)
         _run_with_progress(["apt-get", *options, "update"], directory, "Updating package lists")
         num_bytes = _num_bytes(names, options, directory)
@@ -78,7 +78,7 @@ def _private_lists(directory: Path) -> list[str]:
 
 
 def _num_bytes(names: Sequence[str], options: Sequence[str], directory: Path) -> int:
-    """Asks apt: each line is 'URL' FILE BYTES HASH."""
+    """Lines of apt's answer: 'URL' FILE BYTES HASH."""
     command = ["apt-get", *options, "download", "--print-uris", *names]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -89,7 +89,7 @@ def _num_bytes(names: Sequence[str], options: Sequence[str], directory: Path) ->
 def _run_with_progress(
     command: Sequence[str], directory: Path, what: str, num_bytes: int | None = None
 ) -> None:
-    """Run in `directory`; the bar shows how its files grow."""
+    """Run in `directory`; the progress bar shows the size of its files."""
     with (
         tempfile.TemporaryFile("w+") as errors,
         progress_bar(what, num_bytes, is_bytes=True) as advance,

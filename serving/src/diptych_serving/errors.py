@@ -1,8 +1,8 @@
-"""The one exception whose message is meant for the person at the keyboard."""
+"""The exception whose message is meant for the user."""
 
 
 class UserError(Exception):
-    """Something the user can put right. The message says where, what was found and what to do.
+    """A mistake that the user can correct. The message says where it is, what was found and what to do.
 
     The command line prints it without a traceback and exits with status 1.
     """

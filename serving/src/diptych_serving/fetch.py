@@ -1,14 +1,14 @@
 """Copies a release to where a pod serves it from: `python3 -m diptych_serving.fetch SOURCE`.
 
-The first container of a pod. Each attempt starts from an empty directory, copies, and verifies the copy.
-Where that fails, the next attempt starts from empty again: a release that was still being uploaded, or was
-cut off, arrives in the end, and half of one is never served. An orchestrator repeats only the step that
-failed, so that two containers, one to copy and one to verify, would verify the same half for ever.
+It is the first container of a pod. Each attempt starts with an empty directory, copies, and verifies the
+copy. So an incomplete upload is tried again until it is complete, and never served. Copying and verifying
+are one container, because an orchestrator repeats only the container that failed: a verifier alone would
+check the same incomplete copy forever.
 
-SOURCE is a directory, or what rclone calls a remote, such as `:s3:BUCKET/PREFIX`: rclone then reads the rest
-(region, keys) from the environment, as its documentation says.
+SOURCE is a directory, or an rclone remote such as `:s3:BUCKET/PREFIX`. rclone reads region and keys from the
+environment, as its documentation says.
 
-Standard library only; but `--require-signature` needs `cryptography`.
+Standard library only; `--require-signature` needs `cryptography`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def _copy_directory(source: Path, to: Path) -> None:
         target = to / Path(directory).relative_to(source)
         target.mkdir(exist_ok=True)
         for name in files:
-            # Contents without modes: the source's could hinder, and the volume's own directory is not ours.
+            # Without file modes: the source's may forbid reading, and the volume's directory is not ours to
+            # change.
             shutil.copyfile(Path(directory, name), target / name)
 
 
@@ -92,14 +93,19 @@ def _copy_from_remote(remote: str, to: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python3 -m diptych_serving.fetch",
-        description="Copy a release into an empty directory and verify it; repeat until it is whole.",
+        description="Copy a release into an empty directory and verify it; repeat until it is complete.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("source", help="a directory, or a remote as rclone names it, such as :s3:BUCKET/PREFIX")
-    add("--to", default=MODELS, type=Path, help="what is in it is removed")
-    add("--require-signature", type=Path, metavar="PEM", help="only what this public key's owner has signed")
-    add("--wait-s", default=WAIT_S, type=float, help="for the release to be there and whole")
+    add("source", help="a directory, or an rclone remote such as :s3:BUCKET/PREFIX")
+    add("--to", default=MODELS, type=Path, help="the directory to fill; its contents are removed first")
+    add(
+        "--require-signature",
+        type=Path,
+        metavar="PEM",
+        help="accept only releases signed with the key of this public key",
+    )
+    add("--wait-s", default=WAIT_S, type=float, help="how long to wait for a complete release")
     add("--pause-s", default=PAUSE_S, type=float, help="between two attempts")
     return parser
 

@@ -1,4 +1,4 @@
-"""What this machine computes with: CPU cores and instructions."""
+"""The CPU of this machine: cores and instructions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 # As /proc/cpuinfo names them: x86 (either suffices), and Arm.
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-# What a container's CPU limit is written to: microseconds of CPU time, "max" for no limit, in each period.
+# The file with a container's CPU limit: microseconds of CPU time ("max": no limit) and the period.
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -18,7 +18,7 @@ def has_bf16_instructions() -> bool:
 
 
 def num_cores() -> int:
-    """CPU cores that this process may use: those it may run on, or fewer where its container has a limit."""
+    """CPU cores that this process may use: its affinity, or fewer if its container has a limit."""
     cores = len(os.sched_getaffinity(0))
     try:
         limit, period = CPU_LIMIT.read_text("ascii").split()
@@ -28,7 +28,7 @@ def num_cores() -> int:
 
 
 def _cpu_flags() -> set[str]:
-    """The first processor's; empty where the system has no /proc/cpuinfo."""
+    """Of the first processor; empty if the system has no /proc/cpuinfo."""
     path = Path("/proc/cpuinfo")
     if not path.is_file():
         return set()

@@ -1,13 +1,15 @@
-"""A probe for orchestrators: `python3 -m diptych_serving.healthcheck`. Status 0: yes; 1: no, and why.
+"""A probe for orchestrators: `python3 -m diptych_serving.healthcheck`.
 
-Liveness, the default: an inference is answered, or the server is merely busy or draining. A probe has no
-memory: where the question gets no answer, it looks whether others got theirs meanwhile, and calls that busy.
---loaded: the ensemble is loaded. Cheap, so that it can be asked every few seconds; a drain unloads it first.
---ready: the ensemble is loaded and an inference shows nothing broken.
+The exit status is 0 if the answer is yes, and 1 with the reason if it is no.
 
-It runs beside the server and asks it over loopback, where HTTP always is: with TLS it is nowhere else. What
-asks over the network can use GET /v2/models/classifier/ready; /v2/health/ready says 200 also when the
-ensemble is unloaded.
+Liveness (default): an inference is answered, or the server is busy or draining. If the probe's request gets
+no answer but other requests do, the server counts as busy.
+--loaded: the ensemble is loaded. This is cheap; a drain unloads the ensemble first.
+--ready: the ensemble is loaded and an inference shows no fault.
+
+It runs beside the server and uses loopback, the only place where HTTP listens if gRPC has TLS. Over the
+network use GET /v2/models/classifier/ready: /v2/health/ready also answers 200 while the ensemble is
+unloaded.
 
 Standard library only.
 """
@@ -29,7 +31,7 @@ TIMEOUT_S = 10.0
 def find_fault(
     host: str, http_port: int, metrics_port: int, *, timeout_s: float, must_be_ready: bool
 ) -> str | None:
-    """What is wrong, in words; None where nothing is."""
+    """The fault as a sentence; None if there is none."""
     if must_be_ready and (words := find_unreadiness(host, http_port, timeout_s)):
         return words
     before = count_successes(host, metrics_port, timeout_s)
@@ -43,7 +45,7 @@ def find_fault(
 
 
 def find_unreadiness(host: str, http_port: int, timeout_s: float) -> str | None:
-    """Why the ensemble is not loaded, in words; None where it is."""
+    """Why the ensemble is not loaded; None if it is."""
     path = f"/v2/models/{ENSEMBLE}/ready"
     try:
         status, body = request(host, http_port, "GET", path, timeout_s)
@@ -59,7 +61,7 @@ def main() -> None:
     parser.add_argument("--metrics-port", type=int, default=METRICS_PORT)
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds to wait for the answer")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--ready", action="store_true", help="loaded, and an inference shows nothing broken")
+    kind.add_argument("--ready", action="store_true", help="loaded, and an inference shows no fault")
     kind.add_argument("--loaded", action="store_true", help="loaded, without an inference")
     options = parser.parse_args()
     if options.loaded:

@@ -1,8 +1,7 @@
-"""Image files as strangers may send them: which format, what decoding will cost, and no metadata.
+"""Checks image files from strangers: the format, the cost of decoding; removes metadata.
 
-Metadata is kept away from Pillow, which reads all of it: a WebP of 500 kB with overlapping EXIF entries took
-21 s and 9.6 GB, a GIF of comments more than a minute, a JPEG of empty segments 6 s. A snapshot of this very
-file runs inside the server. It may import Pillow and nothing else, and knows nothing of limits and models.
+Metadata is removed before Pillow opens a file, because Pillow reads all of it (docs/security.md). A
+snapshot of this file runs inside the server. It may import only Pillow, and must not know limits or models.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ SIGNATURES = {
 MAX_SEGMENTS = 6_000
 MAX_SCANS = 500
 
-JPEG_MARKER = re.compile(rb"\xff+[\x01-\xfe]")  # any number of filling bytes, then its number
+JPEG_MARKER = re.compile(rb"\xff+[\x01-\xfe]")  # any number of filling bytes, then the marker's number
 JPEG_MARKER_IN_SCANS = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither a stuffed byte nor a restart
 PROGRESSIVE = 0xC2
 JPEG_FRAMES = (0xC0, 0xC1, PROGRESSIVE)
@@ -57,14 +56,14 @@ TIFF_REDUCED, DNG_VERSION = 254, 50706
 
 
 class UnsupportedImage(ValueError):
-    """A whole file of a kind that is not read. The message says what it is."""
+    """An intact file of a kind that is not read. The message names the kind."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BareFile:
     """An image file without what its pixels do not need.
 
-    size                       width and height, where opening takes memory for them already: of a GIF
+    size                       width and height, of a GIF: opening one already takes memory for them
     orientation                as in EXIF; 1: upright, or the decoder turns it
     lacks_end                  of a JPEG without its end marker
     num_scans                  of a JPEG that keeps its coefficients until the last scan; 1: all others
@@ -102,7 +101,7 @@ def base64_format_of(data: bytes) -> str | None:
 
 
 def strip_metadata(data: bytes) -> BareFile:
-    """Raises UnsupportedImage, and ValueError or the like for a damaged file."""
+    """Raises UnsupportedImage; for a damaged file ValueError or a similar error."""
     format = format_of(data)
     if format is None:
         raise UnsupportedImage("no known format")
@@ -145,7 +144,7 @@ def _strip_jpeg(data: bytes) -> BareFile:
             kept.append(data[start:end])
         elif marker == 0xE1 and not exif and data.startswith(b"Exif\0\0", start + 4):
             exif = data[start + 4 : end]
-    raise ValueError("no picture in it")
+    raise ValueError("no image in it")
 
 
 def _scans(data: bytes, at: int) -> tuple[list[bytes], int]:
@@ -204,14 +203,14 @@ def _strip_webp(data: bytes) -> BareFile:
 def _strip_gif(data: bytes) -> BareFile:
     """Keep header, palette, the first frame's transparency, and all from the first frame on.
 
-    Pillow takes memory for the first frame when it opens the file, and searches for one behind any rubbish.
+    Pillow takes memory for the first frame when it opens the file, and searches for one behind invalid data.
     """
     width, height = struct.unpack_from("<HH", data, 6)
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     kept, budget = [data[:at]], MAX_SEGMENTS
     while data[at] != 0x2C:  # the first frame
         if data[at] != 0x21:
-            raise ValueError("no picture where one belongs")
+            raise ValueError("no image where one is expected")
         start, at = at, at + 2  # an extension: its kind, then blocks of at most 255 bytes
         while data[at]:
             at += 1 + data[at]
@@ -220,7 +219,7 @@ def _strip_gif(data: bytes) -> BareFile:
         if data[start + 1] == 0xF9:
             kept.append(data[start:at])
         if budget < 0:
-            raise ValueError(f"more than {MAX_SEGMENTS:,} blocks before its first picture")
+            raise ValueError(f"more than {MAX_SEGMENTS:,} blocks before its first image")
     left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
     size = (max(width, left + frame_width), max(height, top + frame_height))
     return BareFile(format="GIF", data=b"".join([*kept, data[at:]]), size=size)
@@ -261,7 +260,7 @@ STRIPPERS: dict[str, Callable[[bytes], BareFile]] = {
     "GIF": _strip_gif,
     "BMP": _strip_bmp,
     "TIFF": _strip_tiff,
-    # Their libraries read their metadata; a server that does not trust its callers refuses them.
+    # Their libraries read metadata, so a server that does not trust its callers refuses them.
     "AVIF": lambda data: BareFile(format="AVIF", data=data),
     "HEIC": lambda data: BareFile(format="HEIC", data=data),
 }
@@ -303,15 +302,15 @@ def load_image(image: Image.Image, bare: BareFile, size: tuple[int, int]) -> Ima
         return _load_without_end(bare, size)
     image.draft("RGB", size)
     image.load()
-    vars(image).pop("_decoder", None)  # WebP's, with two more copies of the picture
+    vars(image).pop("_decoder", None)  # WebP's, with two more copies of the image
     return image
 
 
 def _load_without_end(bare: BareFile, size: tuple[int, int]) -> Image.Image:
-    """A JPEG that lacks its end marker and nothing else, as viewers show it.
+    """Decode a JPEG that lacks only its end marker, as viewers do. Raises ValueError if more is missing.
 
-    What follows a whole image is skipped. What follows a truncated one is read as pixels: then two endings
-    give two images.
+    Data after a complete image is skipped, data after a truncated one is read as pixels: then two different
+    endings give two different images.
     """
     both = []
     for filling in (b"\0", b"\xff\0"):
@@ -338,7 +337,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         end = start + 2 + struct.unpack_from(">H", data, start + 2)[0]
         yield data[start + 1], start, end
         at = end
-    raise ValueError(f"more than {MAX_SEGMENTS:,} segments before its picture")
+    raise ValueError(f"more than {MAX_SEGMENTS:,} segments before its pixels")
 
 
 def _chunks(data: bytes, at: int, byte_order: str, *, has_checksum: bool) -> Iterator[tuple[bytes, int, int]]:

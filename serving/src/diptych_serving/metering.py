@@ -1,10 +1,11 @@
-"""Counts what passes through a Python step of the server, and hands the sums to Triton's metrics.
+"""Counts the items that pass through a Python step of the server, and reports the sums to Triton's metrics.
 
-A snapshot of this file lies in the version directories of the steps that count. It may import the standard
-library, and nothing else: `pb_utils` is given to it. It knows no model and no tensor.
+A snapshot of this file lies in the version directories of the steps that count. It may import only the
+standard library; `pb_utils` is passed to it. It must not know models or tensors.
 
-Handing over costs a round trip between processes, about 60 microseconds each. So requests only add to numbers
-in memory, and a thread of its own hands the sums over: no request waits for a metric, and none fails of one.
+Reporting a number to Triton costs a round trip between processes, about 60 microseconds. So requests only
+add to numbers in memory, and a separate thread reports the sums. No request waits for a metric or fails
+because of one.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from typing import Any
 
 PERIOD_S = 1.0
 MEMORY_PERIOD_S = 15.0  # reads as many files as there are processes
-# How long the end of an instance may take; Triton gives one 30 seconds.
+# How long an instance may take to end; Triton allows 30 seconds.
 STOP_TIMEOUT_S = 5.0
 ALIVE = "diptych_step_alive_timestamp_seconds"
 MEMORY = "diptych_server_memory_bytes"
 
-# (name, value of its label, how many)
+# (name, value of its label, number)
 Count = tuple[str, str, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One metric that only grows.
+    """A counter.
 
     label   the name of its only label beside `version`; empty: none
-    values  all that the label can be. A closed list: nothing that a caller sends can become a series
+    values  all values of the label. The list is closed, so that no input of a caller becomes a series
     """
 
     name: str
@@ -46,9 +47,9 @@ class Family:
 
 
 class Meter:
-    """One for each instance, which is a process. Raises nothing, so that no request fails of it.
+    """One for each instance, which is a process. Raises nothing, so that no request fails because of it.
 
-    watches_memory  report the memory of the whole server too; one step does
+    watches_memory  also report the memory of the whole server; only one step does
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Meter:
         threading.Thread(target=self._hand_over, daemon=True).start()
 
     def count(self, what: Callable[..., Iterable[Count]], *arguments: object) -> None:
-        """Add what a function says of a batch. Whatever goes wrong in it costs the count, not the request."""
+        """Add what a function returns for a batch. An error in it loses the count, not the request."""
         try:
             counts = list(what(*arguments))
             with self._lock:
@@ -80,14 +81,15 @@ class Meter:
             self._complain(error)
 
     def stop(self) -> None:
-        """Hand over what is left."""
+        """Report the remaining sums."""
         self._stopping.set()
         self._stopped.wait(STOP_TIMEOUT_S)
 
     def _hand_over(self) -> None:
-        """Until `stop`; then never return. An instance that deletes its metrics takes the whole family from
-        those that share it, and tritonserver 2.51.0 then writes into freed memory and aborts. What the frame
-        of a thread holds at the end of its process is not deleted, so Triton keeps all, a few kilobytes.
+        """Report until `stop`, then never return: that keeps the metrics alive until the process ends.
+
+        If an instance deletes its metrics, Triton also deletes those that other instances share, and
+        tritonserver 2.51.0 then writes into freed memory and aborts. They take a few kilobytes.
         """
         metrics = Metrics(self._pb_utils, self._args)
         try:
@@ -115,7 +117,7 @@ class Meter:
                 self._complain(error)
 
     def _complain(self, error: Exception) -> None:
-        """Once: what fails for one batch would fail for each."""
+        """Log an error once: the next batches would fail in the same way."""
         if not self._has_complained:
             self._has_complained = True
             with contextlib.suppress(Exception):
@@ -135,7 +137,7 @@ class Metrics:
         self._memory: Any = None
 
     def declare(self, families: Sequence[Family], watches_memory: bool) -> None:
-        """Let all begin at zero, so that the first event is seen as a rise."""
+        """Start all at zero, so that the first event shows as an increase."""
         version = {"version": self._args["model_version"]}
         for family in families:
             made = self._family(family.name, family.description, self._kinds.COUNTER)
@@ -143,7 +145,7 @@ class Metrics:
                 labels = {**version, **({family.label: value} if family.label else {})}
                 self._counters[family.name, value] = made.Metric(labels=labels)
         made = self._family(
-            ALIVE, "When the process was last alive; 0: it ended in order.", self._kinds.GAUGE
+            ALIVE, "When the process was last alive; 0: it ended normally.", self._kinds.GAUGE
         )
         instance = {"model": self._args["model_name"], "instance_name": self._args["model_instance_name"]}
         self._alive = made.Metric(labels={**instance, **version})
@@ -154,7 +156,7 @@ class Metrics:
             self._memory = made.Metric(labels={})
 
     def add(self, pending: Mapping[tuple[str, str], float]) -> None:
-        """Add the sums, and say that the process is alive. Raises KeyError for what no family knows."""
+        """Add the sums, and report that the process is alive. Raises KeyError for an unknown metric."""
         self._alive.set(time.time())
         for key, how_many in pending.items():
             self._counters[key].increment(how_many)
@@ -163,7 +165,7 @@ class Metrics:
         self._memory.set(memory_bytes)
 
     def retire(self) -> None:
-        """Say that the process ends in order."""
+        """Report that the process ends normally."""
         self._alive.set(0)
 
     def _family(self, name: str, description: str, kind: Any) -> Any:
@@ -173,8 +175,8 @@ class Metrics:
 
 
 def server_memory_bytes() -> int:
-    """Anonymous memory of tritonserver, this process's parent, and of its children. Shared memory and files
-    are left out: each process would count them again."""
+    """Anonymous memory of tritonserver (this process's parent) and its children. Shared memory and files are
+    left out, because each process would count them again."""
     server = os.getppid()
     total = 0
     for path in Path("/proc").glob("[0-9]*/status"):
@@ -185,7 +187,7 @@ def server_memory_bytes() -> int:
 
 
 def _read(path: Path) -> str:
-    """Empty for a process that has ended meanwhile."""
+    """Empty if the process has ended."""
     with contextlib.suppress(OSError):
         return path.read_text("utf-8", "replace")
     return ""

@@ -1,8 +1,7 @@
 """Turns one item's raw bytes into what the encoders read: pixels and tokens.
 
-Training evaluates through this module and the server runs a snapshot of this very file and of image_files.py,
-so the two cannot drift. They may import numpy, pillow and tokenizers, and nothing else: no torch, no Triton,
-no Diptych.
+Training uses this module, and the server runs a snapshot of this file and of image_files.py, so the two
+cannot differ. These files may import only numpy, pillow and tokenizers: no torch, no Triton, no Diptych.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-# Relative: a version's directory is no part of diptych.
+# Relative: a version's directory is not part of the package.
 from .image_files import (
     SIGNATURES,
     BareFile,
@@ -33,7 +32,7 @@ from .image_files import (
 
 SPEC_FILE = "preprocessing.json"
 TOKENIZER_FILE = "tokenizer.json"
-SNAPSHOT = ("image_files.py", "preprocessing.py")  # what a version's directory holds of the code
+SNAPSHOT = ("image_files.py", "preprocessing.py")  # the files of a version's directory that are code
 
 WHITE = (255, 255, 255)
 BAND_PX = 256  # rows that are converted at once
@@ -48,7 +47,7 @@ TURNS = {
 }
 
 
-# Why an item is refused, for metrics: a closed list, none of it the caller's words.
+# Why an item is refused, for metrics. The list is closed: no caller's text becomes a label.
 REASONS = (
     EMPTY,
     IMAGE_BYTES,
@@ -83,10 +82,10 @@ class InvalidInput(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What is refused, by its size alone and before it is decoded. 0 pixels: the format is refused.
+    """Sizes above which an item is refused before it is decoded. 0 pixels: the format is refused.
 
-    The defaults are those of a server that strangers may ask: decoding takes at most 64 MiB, and seldom more
-    than a tenth of a second. docs/inputs.md has the measurements. The client keeps a copy of them.
+    The defaults suit a server that strangers can call: decoding takes at most 64 MiB, and rarely more than a
+    tenth of a second (docs/inputs.md). The client has a copy of them.
 
     max_jpeg_coefficients     a JPEG in many scans keeps all of them in memory, two bytes each
     max_jpeg_scanned_samples  the samples that all scans of such a JPEG visit together. The usual ten scans of
@@ -107,18 +106,18 @@ class Limits:
     max_text_bytes: int = 64 * 2**10
 
     def max_pixels(self, format: str) -> int:
-        """Of a format as SIGNATURES names it."""
+        """The limit of a format of SIGNATURES."""
         limit: int = getattr(self, f"max_{format.lower()}_pixels")
         return limit
 
     @property
     def formats(self) -> list[str]:
-        """Those that are taken."""
+        """The accepted formats."""
         return [format for format in SIGNATURES if self.max_pixels(format)]
 
     @property
     def accepted_image(self) -> str:
-        """In words, for messages."""
+        """The accepted formats, as text for messages."""
         *others, last = self.formats
         return f"a whole {', '.join(others)} or {last} file" if others else f"a whole {last} file"
 
@@ -135,7 +134,7 @@ class PreprocessingSpec(Limits):
 
     @classmethod
     def from_json(cls, text: str) -> PreprocessingSpec:
-        """What `Preprocessor.save` wrote. A limit that is not named there has its default."""
+        """Read what `Preprocessor.save` wrote. A missing limit has its default."""
         found = json.loads(text)
         return cls(
             **{field.name: found[field.name] for field in dataclasses.fields(cls) if field.name in found}
@@ -146,7 +145,7 @@ class PreprocessingSpec(Limits):
         return dataclasses.replace(self, **{name: getattr(limits, name) for name in LIMIT_NAMES})
 
     def stricter(self, other: Limits) -> PreprocessingSpec:
-        """The same with the lower of both limits, each for itself."""
+        """The same with the lower of both values for each limit."""
         lower = {name: min(getattr(self, name), getattr(other, name)) for name in LIMIT_NAMES}
         return dataclasses.replace(self, **lower)
 
@@ -169,13 +168,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Many items in one buffer for each tensor; rows that are refused hold anything.
+    """Many items in one buffer for each tensor. The contents of refused rows are undefined.
 
     pixel_values    (B, 3, H, W) uint8
     image_present   (B, 1) bool
     input_ids       (B, L) int64
     attention_mask  (B, L) int64
-    decoded_pixels  (B,) int64; what the decoder gave, before it was fitted into the square
+    decoded_pixels  (B,) int64; number of decoded pixels, before the image was fitted into the square
     errors          by row, why it is refused
     """
 
@@ -199,7 +198,7 @@ class Batch:
 
 
 def save_snapshot(directory: Path) -> None:
-    """Copy this very code into a version's directory."""
+    """Copy this code into a version's directory."""
     for name in SNAPSHOT:
         shutil.copy2(Path(__file__).with_name(name), directory)
 
@@ -212,7 +211,7 @@ class Preprocessor:
         self.tokenizer_json = tokenizer_json
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
         self._tokenizer.enable_truncation(max_length=spec.max_tokens)
-        self._tokenizer.no_padding()  # `tokens` pads: on the right, whatever the tokenizer's authors did
+        self._tokenizer.no_padding()  # `tokens` pads on the right, whatever the tokenizer's own setting
         self._pad_id = _pad_id_of(tokenizer_json)
         self._num_special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
 
@@ -239,7 +238,7 @@ class Preprocessor:
         return [batch.row(index) for index in range(len(items))]
 
     def batch(self, items: Sequence[tuple[bytes, bytes]]) -> Batch:
-        """The same, in buffers that are written once."""
+        """The same, into shared buffers, which saves a copy."""
         size_px = self.spec.image_size_px
         pixel_values = np.zeros((len(items), 3, size_px, size_px), np.uint8)
         image_present = np.zeros((len(items), 1), np.bool_)
@@ -295,14 +294,14 @@ class Preprocessor:
             raise InvalidInput("text", found, "UTF-8", TEXT_NOT_UTF8) from None
 
     def has_text(self, text: str) -> bool:
-        """Whether the tokenizer finds a token of its own in it. In characters of no width most find none."""
+        """Whether the text has a token. Most tokenizers find none in zero-width characters."""
         return len(self._tokenizer.encode(text).ids) > self._num_special_tokens
 
     def tokens(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokenise to one fixed length, so that all requests have one shape and batch together.
 
-        returns  input_ids (B, L) int64, attention_mask (B, L) int64; a text without a single token
-                 of its own (empty, blank) has a mask of zeros
+        returns  input_ids (B, L) int64, attention_mask (B, L) int64; a text without tokens (empty, blank)
+                 has a mask of zeros
         """
         input_ids = np.full((len(texts), self.spec.max_tokens), self._pad_id, np.int64)
         attention_mask = np.zeros_like(input_ids)
@@ -324,11 +323,11 @@ def fit_image(data: bytes, spec: PreprocessingSpec, size_px: int | None = None) 
 
 
 def _fit(data: bytes, spec: PreprocessingSpec, size_px: int) -> tuple[Image.Image, int]:
-    """The same, and how many pixels the decoder gave.
+    """The same, and the number of decoded pixels.
 
-    A JPEG is decoded at a reduced scale, never below twice what is left of it in the square: cheaper, and
-    the final resize still averages over real pixels. At once the size instead of twice, a 3000 x 500 image
-    moved by 3.7 grey levels on average; at twice by 0.2.
+    A JPEG is decoded at a reduced scale, but at least twice its size in the square: this is cheaper, and the
+    final resize still averages over real pixels. With twice the size, a 3000 x 500 image changed by 0.2 grey
+    levels on average; with the size itself, by 3.7.
     """
     if len(data) > spec.max_image_bytes:
         accepted = f"at most {spec.max_image_bytes:,} bytes"
@@ -363,7 +362,7 @@ def _fit(data: bytes, spec: PreprocessingSpec, size_px: int) -> tuple[Image.Imag
 
 
 def _require_affordable(shape: tuple[int, int], bare: BareFile, spec: PreprocessingSpec) -> None:
-    """Refuse by its header what is beyond the limits. A WebP of 38 bytes may hold 64 megapixels."""
+    """Refuse an image above the limits by its header: a WebP of 38 bytes can claim 64 megapixels."""
     size, pixels = f"{shape[0]} x {shape[1]} pixels", shape[0] * shape[1]
     limit = spec.max_pixels(bare.format)
     if pixels > limit:
@@ -396,7 +395,7 @@ def _resize_on_white(image: Image.Image, width: int, height: int) -> Image.Image
 def shrink_on_white(image: Image.Image, factor: tuple[int, int]) -> Image.Image:
     """Average by whole factors, to RGB. Transparency becomes white, not black.
 
-    Goes band by band, so that beside the decoded image only a band of it is ever in memory.
+    It converts band by band, so that only one band is in memory beside the decoded image.
     """
     if image.mode == "RGB" and not image.has_transparency_data:
         return image.reduce(factor) if factor != (1, 1) else image
@@ -435,6 +434,6 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _pad_id_of(tokenizer_json: str) -> int:
-    """The padding token that the tokenizer's authors chose; BERT's, 0, where they chose none."""
+    """The tokenizer's own padding token; 0, as in BERT, if it has none."""
     padding = json.loads(tokenizer_json).get("padding")
     return int(padding["pad_id"]) if padding else 0

@@ -1,7 +1,4 @@
-"""Shows that something slow is under way, and stays silent about what is quick.
-
-On stderr, so that output stays clean: a bar on a terminal, one plain line in a log file.
-"""
+"""Shows the progress of slow work on stderr: a bar on a terminal, one plain line in a log file."""
 
 from __future__ import annotations
 
@@ -34,14 +31,14 @@ def warn(message: str) -> None:
 
 
 class Advance(Protocol):
-    """Moves a bar on. `status` is a few words beside it, such as the loss."""
+    """Moves a bar on. `status` is a short text beside it, such as the loss."""
 
     def __call__(self, amount: int, *, status: str = "") -> None: ...
 
 
 @contextlib.contextmanager
 def progress_bar(what: str, total: int | None, *, is_bytes: bool = False) -> Iterator[Advance]:
-    """Yields `advance`. Nothing is shown before the second second."""
+    """Yields `advance`. Nothing is shown during the first second."""
     columns = (
         TextColumn("{task.description}", markup=False),  # it may hold the name of a file
         BarColumn(),
@@ -78,7 +75,7 @@ def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
 
 
 def wait_for(futures: Sequence[Future[T]], what: str) -> list[T]:
-    """The results in order. An error, or the user's Ctrl-C, cancels what has not begun."""
+    """The results in order. An error or Ctrl-C cancels the calls that have not started."""
     try:
         for future in track(as_completed(futures), what, len(futures)):
             future.result()

@@ -1,6 +1,5 @@
-"""Writes lines for the operator. Serving never ends because a line could not be written.
-
-A terminal may be closed while the server drains, and its encoding may lack the letters of a path.
+"""Writes lines for the operator. A line that cannot be written never ends the server: the terminal may be
+closed, or its encoding may lack the letters of a path.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ from typing import TextIO
 
 
 def say(line: str) -> None:
-    """What happens, and what is wrong: to stderr, at once."""
+    """Write an event or a fault to stderr, at once."""
     _write(sys.stderr, line)
 
 
 def show(text: str) -> None:
-    """What was asked for: to stdout, at once."""
+    """Write a result to stdout, at once."""
     _write(sys.stdout, text)
 
 
 def accept_all_letters() -> None:
-    """Let stdout show letters that its encoding lacks as escapes, as stderr does, instead of failing."""
+    """Let stdout escape letters that its encoding lacks, as stderr does, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError):  # replaced by something that is no file
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -32,7 +32,7 @@ def load_toml(
 ) -> T:
     """Read a file into a dataclass whose fields are its keys; a field that is a dataclass is a section.
 
-    missing    what to do where there is no such file
+    missing    what the error says to do if there is no such file
     overrides  `section.key=value`, each sets one key; the command line's --set
     decode     makes a value of a type that TOML does not have, as msgspec's `dec_hook`
     raises     UserError, with the file and the key

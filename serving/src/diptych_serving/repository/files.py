@@ -1,7 +1,7 @@
 """Reads and rewrites the small text files of a repository.
 
-A file is rewritten in one rename, so that a crash leaves the old text or the new one. The new file keeps mode
-and owner of the old one, and a link stays a link: a server of another user must still be able to read it.
+A file is rewritten by one rename, so that a crash leaves the old or the new text. Mode and owner are kept,
+and a link stays a link, because a server of another user must still be able to read it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NEW_FILE_MODE = 0o644
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole file. Raises UserError where it cannot be read."""
+    """The file's bytes. Raises UserError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -26,7 +26,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The same as text. Raises UserError where it is none."""
+    """The same as text. Raises UserError if it is not UTF-8."""
     try:
         return read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -34,7 +34,7 @@ def read_text(path: Path) -> str:
 
 
 def replace_text(path: Path, text: str, like: Path | None = None) -> None:
-    """Change a file in one rename. Raises UserError where that is not possible; the file is then as it was.
+    """Change a file by one rename. Raises UserError if that fails; the file is then unchanged.
 
     like  the file whose mode and owner a new file takes
     """
@@ -62,14 +62,14 @@ def replace_text(path: Path, text: str, like: Path | None = None) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file for good, and what an interrupted rewriting left beside it."""
+    """Remove a file, and what an interrupted rewrite left beside it."""
     _unfinished(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
     _sync_directory(path.parent)
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what an interrupted rewriting left beside a file."""
+    """Remove what an interrupted rewrite left beside a file."""
     with contextlib.suppress(OSError):
         _unfinished(path.resolve()).unlink(missing_ok=True)
 
@@ -86,7 +86,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _keep_owner(descriptor: int, kept: os.stat_result, path: Path) -> None:
-    """Give the file to its owner and group. A user who may not is refused where the owner would lose it."""
+    """Set owner and group. Raises UserError if the owner would lose access to the file."""
     now = os.fstat(descriptor)
     if (now.st_uid, now.st_gid) == (kept.st_uid, kept.st_gid):
         return

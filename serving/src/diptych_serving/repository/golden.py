@@ -1,4 +1,4 @@
-"""Requests with known answers: recorded at export, asked again of a server before a version serves."""
+"""Golden requests: recorded with their answers at export, sent to a server before a version serves."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from diptych_serving.errors import UserError
 
 GOLDEN_FILE = "golden.json"
 NUM_ITEMS = 8
-# Other processors round otherwise: more than parity in one process allows, less than other weights differ.
+# Processors round differently. This is more than the parity check allows, and less than other weights differ.
 MAX_DIFFERENCE_EXACT, MAX_DIFFERENCE_LEAN = 1e-3, 0.05
 
 Ask = Callable[[bytes, bytes], NDArray[np.float32]]
 
 
 def record(path: Path, items: Sequence[tuple[bytes, bytes]], ask: Ask, *, is_exact: bool) -> None:
-    """Write requests with the answers that `ask` gives, each kind of item among them.
+    """Write requests and the answers of `ask`, with items of every kind.
 
-    items     (image file, UTF-8 text) pairs with both; of the first few, each modality is also asked alone
+    items     (image file, UTF-8 text) pairs with both; the first few also with one modality alone
     is_exact  whether the exported model computes in fp32
     """
     requests = [
@@ -44,9 +44,9 @@ def record(path: Path, items: Sequence[tuple[bytes, bytes]], ask: Ask, *, is_exa
 
 
 def replay(path: Path, ask: Ask) -> float:
-    """Ask all of them again. Returns the largest difference of a probability.
+    """Send all of them again. Returns the largest difference of a probability.
 
-    raises  UserError where it is above the limit
+    raises  UserError if it is above the limit
     """
     golden = json.loads(path.read_text("utf-8"))
     largest = 0.0
@@ -58,7 +58,7 @@ def replay(path: Path, ask: Ask) -> float:
         difference = float(np.abs(found - expected).max())
         if not difference <= golden["max_difference"]:  # a NaN fails too
             raise UserError(
-                f"{path}: the answer to {request['text'] or 'a picture alone'!r} differs by "
+                f"{path}: the answer to {request['text'] or 'an image alone'!r} differs by "
                 f"{difference:.4f} in a probability from the one recorded at export; "
                 f"at most {golden['max_difference']} is accepted"
             )

@@ -1,9 +1,9 @@
-"""What a repository said before a release command began to change it.
+"""The journal of a release: the repository's state before a release command changes it.
 
-The journal is written before the first change and removed when the command has succeeded, or has undone all.
-While it is there, the command is at work or was interrupted, however that came: an error, a signal, kill -9,
-a power cut. A command or a start that holds the repository's lock and finds one undoes what it describes.
-Standard library only.
+The journal is written before the first change and removed when the command has succeeded or undone
+everything. While it exists, the command is running or was interrupted (error, signal, kill -9, power cut).
+A command or a server start that holds the repository's lock and finds a journal undoes the change. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from diptych_serving.repository.layout import (
 from diptych_serving.repository.lock import only_one
 
 JOURNAL_FILE = "release_in_progress.json"
-# How long a start waits for a release that is at work. Loading a large model takes the longest of it.
+# How long a start waits for a running release, most of which is loading a large model.
 WAIT_S = 120.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Journal:
-    """command      what was asked for, such as "activate"
-    version      the version that it was about
+    """command      such as "activate"
+    version      its version
     serving      the version that the ensemble named before
     loaded       the versions that each step's config named before, by step
-    activations  which versions had served before, the oldest first
-    servers      the servers that were told, by URL
+    activations  the versions that served before, the oldest first
+    servers      URLs of the servers that were changed
     begun        when, in UTC
     """
 
@@ -62,7 +62,7 @@ class Journal:
 
 
 def begin(repository: Path, command: str, version: int, servers: Sequence[str]) -> Journal:
-    """Write down what the repository says now."""
+    """Record the repository's state now."""
     journal = Journal(
         command=command,
         version=version,
@@ -78,7 +78,7 @@ def begin(repository: Path, command: str, version: int, servers: Sequence[str]) 
 
 
 def read(repository: Path) -> Journal | None:
-    """What an interrupted command left, or one that is at work; None where there is none."""
+    """The journal of an interrupted or running command; None if there is none."""
     path = _path(repository)
     if not path.exists():
         return None
@@ -93,13 +93,13 @@ def read(repository: Path) -> Journal | None:
 
 
 def restore_pins(repository: Path, journal: Journal) -> None:
-    """Let the ensemble name the version that served before."""
+    """Let the ensemble name the previous version."""
     if serving_version(repository) != journal.serving:
         write_pins(repository, journal.serving)
 
 
 def restore_rest(repository: Path, journal: Journal) -> None:
-    """Let each step's config and the history say what they said before."""
+    """Restore each step's config and the history."""
     found = loaded_by_step(repository)
     for step, versions in journal.loaded.items():
         if found[step] != list(versions):
@@ -109,7 +109,7 @@ def restore_rest(repository: Path, journal: Journal) -> None:
 
 
 def finish(repository: Path) -> None:
-    """Remove the journal: what the repository says now is meant."""
+    """Remove the journal: the present state is final."""
     path = _path(repository)
     try:
         files.remove(path)
@@ -120,10 +120,10 @@ def finish(repository: Path) -> None:
 
 
 def undo_interrupted(repository: Path, say: Callable[[str], object], wait_s: float = WAIT_S) -> None:
-    """Before a server starts: undo a release that was interrupted; wait for one that is at work.
+    """Before a server starts, undo an interrupted release, or wait for a running one.
 
-    say     is told what was found and done
-    raises  UserError where the repository cannot be changed, or a release is still at work after the wait
+    say     receives a line for the operator
+    raises  UserError if the repository cannot be changed, or a release is still running after the wait
     """
     require_repository(repository)
     if not _path(repository).exists():
@@ -131,11 +131,11 @@ def undo_interrupted(repository: Path, say: Callable[[str], object], wait_s: flo
     with only_one(repository, wait_s, say):
         journal = read(repository)
         if journal is None:
-            return  # its command has finished meanwhile
+            return  # its command has finished
         try:
             restore_pins(repository, journal)
             restore_rest(repository, journal)
-            with contextlib.suppress(UserError):  # read-only, and all is as it was: no harm
+            with contextlib.suppress(UserError):  # read-only and unchanged: nothing to undo
                 finish(repository)
         except UserError as error:
             raise UserError(

@@ -1,7 +1,7 @@
-"""What a repository says about its versions: those it holds, those Triton loads, the one that serves.
+"""Reads and changes the versions of a repository: those it holds, those Triton loads, the one that serves.
 
-The ensemble's pins name the one that serves. Each step's version_policy names those that Triton loads, so
-that a version which was exported but never activated cannot hinder a server that starts.
+The ensemble's pins name the version that serves. Each step's version_policy names the versions that Triton
+loads, so that a version that was never activated cannot keep a server from starting.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ STEPS = (PREPROCESS, *TORCHSCRIPT, TALLY)
 TORCHSCRIPT_FILE = "model.pt"
 CONFIG_FILE, MANIFEST_FILE, HISTORY_FILE = "config.pbtxt", "manifest.json", "activations.txt"
 SIGNATURE_FILE = "manifest.json.sig"
-# One for each step, the ensemble's own version, and its labels, which so change in the same rename.
+# One for each step, the ensemble's own version, and its labels, so that all change in one rename.
 PINS = re.compile(r'^(\s*(?:model_version: |versions: |label_filename: "))(\d+)', re.MULTILINE)
 NUM_PINS = len(STEPS) + 2
 LOADED = re.compile(r"^(version_policy \{ specific \{ versions: )\[[\d, ]*\]", re.MULTILINE)
 
 
 def config_of(repository: Path, model: str) -> Path:
-    """Of one model; the same file for all its versions."""
+    """The config of one model, for all its versions."""
     return repository / model / CONFIG_FILE
 
 
 def require_repository(repository: Path) -> None:
-    """Raise UserError where a config is missing."""
+    """Raise UserError if a config is missing."""
     if not config_of(repository, ENSEMBLE).is_file():
         raise UserError(
             f"{repository}: not a model repository. Make one: diptych export RUN --to {repository}"
         )
     if missing := [step for step in STEPS if not config_of(repository, step).is_file()]:
         raise UserError(
-            f"{repository}: has no {missing[0]}; it is older than that step, or not whole. "
+            f"{repository}: has no {missing[0]}; it is older than that step, or incomplete. "
             "Export into a new directory."
         )
 
@@ -112,7 +112,7 @@ def write_loaded_of(repository: Path, step: str, versions: Iterable[int]) -> Non
 
 
 def read_manifest(repository: Path, version: int) -> dict[str, Any]:
-    """What a version is made of. Raises UserError where the repository does not hold it."""
+    """A version's manifest. Raises UserError if the repository does not hold the version."""
     held = held_versions(repository)
     if version not in held:
         raise UserError(
@@ -122,7 +122,7 @@ def read_manifest(repository: Path, version: int) -> dict[str, Any]:
 
 
 def parse_manifest(path: Path) -> dict[str, Any]:
-    """A manifest's content. Raises UserError where it is damaged."""
+    """A manifest's content. Raises UserError if it is damaged."""
     try:
         manifest: dict[str, Any] = json.loads(read_text(path))
     except ValueError as error:
@@ -131,13 +131,13 @@ def parse_manifest(path: Path) -> dict[str, Any]:
 
 
 def describe_label_change(repository: Path, before: int, version: int) -> str | None:
-    """How another version's labels differ, in words; None where they are the same in the same order."""
+    """How another version's labels differ, as text; None if they are the same in the same order."""
     old, new = (read_manifest(repository, each)["labels"] for each in (before, version))
     return describe_labels(old, new)
 
 
 def describe_labels(old: Sequence[str], new: Sequence[str]) -> str | None:
-    """How `new` differs from `old`, in words; None where it does not."""
+    """How `new` differs from `old`, as text; None if it does not."""
     changes = {
         "adds": [label for label in new if label not in old],
         "lacks": [label for label in old if label not in new],
@@ -150,7 +150,7 @@ def describe_labels(old: Sequence[str], new: Sequence[str]) -> str | None:
 
 
 def verify_checksums(repository: Path, manifest: Mapping[str, Any]) -> None:
-    """Every file of the version is the one that was exported. TorchScript is code: no other file is run."""
+    """Check that every file of the version is the exported one: TorchScript is code."""
     for name, expected in manifest["sha256"].items():
         path = repository / name
         if path.name == CONFIG_FILE:
@@ -165,18 +165,18 @@ def verify_checksums(repository: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's content. Raises UserError where it cannot be read."""
+    """Hex digest of a file's content. Raises UserError if it cannot be read."""
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def read_activations(repository: Path) -> list[int]:
-    """The versions that served before, in the order in which they did, for `rollback`."""
+    """The versions that served before, the oldest first, for `rollback`."""
     path = repository / ENSEMBLE / HISTORY_FILE
     return [int(line) for line in read_text(path).split()] if path.is_file() else []
 
 
 def write_activations(repository: Path, versions: Sequence[int]) -> None:
-    """Put another history in place of the one that is there."""
+    """Replace the history."""
     path = repository / ENSEMBLE / HISTORY_FILE
     if not versions:
         path.unlink(missing_ok=True)
@@ -185,7 +185,7 @@ def write_activations(repository: Path, versions: Sequence[int]) -> None:
 
 
 def previous_version(repository: Path) -> int:
-    """The version that served before this one, if it is still there."""
+    """The version that served before this one. Raises UserError if there is none."""
     serving, held = serving_version(repository), held_versions(repository)
     before = [version for version in read_activations(repository) if version != serving and version in held]
     if not before:
@@ -196,14 +196,14 @@ def previous_version(repository: Path) -> int:
 def prune(repository: Path, keep: int, in_use: Collection[int] = ()) -> list[int]:
     """Delete all but the newest `keep` versions, those that the configs name, and those in use elsewhere.
 
-    in_use   what a running server has loaded, whatever the configs say
+    in_use   versions that a running server has loaded
     returns  the deleted ones
     """
     held = held_versions(repository)
     named = {*loaded_versions(repository), serving_version(repository)}
     doomed = sorted(set(held) - set(held[-keep:]) - named - set(in_use))
     for version in doomed:
-        # The manifest goes first: what is half deleted is no version any more.
+        # The manifest first: without it a half-deleted directory is not a version.
         (repository / ENSEMBLE / str(version) / MANIFEST_FILE).unlink(missing_ok=True)
         for model in (ENSEMBLE, *STEPS):
             with contextlib.suppress(FileNotFoundError):  # of an export that was interrupted

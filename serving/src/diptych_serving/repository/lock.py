@@ -1,4 +1,4 @@
-"""One release at a time: two that moved the same pins would undo one another's work."""
+"""A lock on a repository: two releases at once would overwrite each other's changes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ POLL_S = 0.1
 def only_one(
     repository: Path, wait_s: float = 0.0, on_wait: Callable[[str], object] | None = None
 ) -> Iterator[None]:
-    """Hold the repository while the block runs. Raises UserError where another process or thread has it.
+    """Hold the repository while the block runs. Raises UserError if another process or thread holds it.
 
     The lock is on the directory itself: nothing is written, and the kernel releases it when its holder ends.
     wait_s   how long to wait for the holder to finish
-    on_wait  is told, once, who the holder is
+    on_wait  is called once, with a message that names the holder
     """
     try:
         directory = os.open(repository, os.O_RDONLY | os.O_DIRECTORY)

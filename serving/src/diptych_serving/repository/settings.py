@@ -21,21 +21,20 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 ENCODERS = ("image_encoder", "text_encoder")
 # The limit that docker/ sets: compose.yaml, kubernetes/components/gpu.
 CORES_BESIDE_A_GPU = 8
-# Of a request in an encoder's queue, where that has a bound; the caller's own can only shorten it.
+# The timeout of a request in an encoder's bounded queue; a caller's own timeout can only shorten it.
 TIMEOUT_US = 60_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """preprocess_instances and the like  processes of each step
-    encoder_threads       that one instance of an encoder computes with; fusion_head gets as many
-    max_batch_size        rows that one request may carry, and the most that any step takes at once; at least
-                          the 8 that warm it up
+    """preprocess_instances, ..._instances  processes of each step
+    encoder_threads       CPU threads of one encoder instance; fusion_head gets as many
+    max_batch_size        most rows of a request, and of a batch in any step; at least 8, the warm-up's
     preferred_batch_size  rows of waiting requests that an encoder joins; 0: up to max_batch_size
-    encoder_queue_size    requests that wait for an encoder before more are refused; 0: no bound and no
-                          timeout there; see its config.pbtxt
-    max_queue_delay_us    that a step waits for its batch to fill, in microseconds
-    precision             of the backbones, as `diptych export --precision` takes it
+    encoder_queue_size    requests that may wait for an encoder, others are refused; 0: no bound and no
+                          timeout; see its config.pbtxt
+    max_queue_delay_us    how long a step waits for its batch to fill, in microseconds
+    precision             precision of the backbones, as in `diptych export --precision`
     """
 
     preprocess_instances: Count = 1
@@ -57,15 +56,15 @@ class Settings:
 
     @classmethod
     def for_cores(cls, num_cores: int, *, on_gpu: bool = False) -> Settings:
-        """What to begin with on a machine of so many cores; `diptych tune` finds what is best.
+        """Settings to start with on a machine with this number of cores; `diptych tune` searches for better
+        ones.
 
-        On CPUs the image encoder is most of the work and its instances are single-threaded, so it gets one a
-        core: with one instance of it the second of two cores idled (40 items/s, 56 with two). The other steps
-        get a share: they wait for each other, and an idle instance costs its copy of the weights. Batches are
-        small there: past a few rows a larger one costs no less a row, and all that arrives meanwhile waits
-        for the whole of it.
+        On CPUs the image encoder does most of the work in single-threaded instances, so it gets one for each
+        core: with one instance on two cores, 40 items/s, with two 56. The other steps get fewer, because an
+        idle instance still holds its copy of the weights. Batches are small: above a few rows the cost of a
+        row stays the same, and new requests wait for the whole batch.
 
-        On GPUs one instance of an encoder fills the GPU with batches, and the cores decode pictures.
+        On GPUs one instance of an encoder fills the GPU with batches, and the cores decode images.
         """
         if on_gpu:
             return cls(preprocess_instances=max(1, num_cores // 2))
@@ -79,10 +78,10 @@ class Settings:
 
 
 def settings_for(target: str, cores: int | None) -> Settings:
-    """Those of a new repository.
+    """The settings of a new repository.
 
-    cores  of the machine that will serve. By default those of this one, which for CPUs is the likely case;
-           for GPUs it is not, so that this machine's number says nothing
+    cores  CPU cores of the machine that will serve. Default: for CPUs those of this machine; for GPUs a fixed
+           number, because another machine is likely to serve
     """
     if target == "gpu":
         return Settings.for_cores(cores or CORES_BESIDE_A_GPU, on_gpu=True)
@@ -90,25 +89,25 @@ def settings_for(target: str, cores: int | None) -> Settings:
 
 
 def load_settings(path: Path) -> Settings:
-    """Read what `save_settings` wrote, or a hand wrote. Raises UserError."""
+    """Read a settings file. Raises UserError."""
     return load_toml(path, Settings, missing="Make one: diptych tune REPO")
 
 
 def save_settings(settings: Settings, path: Path, comments: str) -> None:
-    """Write them under lines of comment that say where they come from."""
+    """Write them below comment lines that say where they come from."""
     header = "".join(f"# {line}\n" for line in comments.splitlines())
     path.write_text(f"{header}\n{tomli_w.dumps(dataclasses.asdict(settings))}", "utf-8")
 
 
 def apply_settings(settings: Settings, repository: Path) -> None:
-    """Write the settings into the configs of a repository; all else in them, comments too, stays."""
+    """Write the settings into the configs of a repository; everything else in them stays, comments too."""
     texts = {path: read_text(path) for path in repository.glob(f"*/{CONFIG_FILE}")}
     for path, text in texts.items():
         replace_text(path, edit_config(text, settings, path))
 
 
 def edit_config(text: str, settings: Settings, path: Path) -> str:
-    """One config with other settings. Raises UserError where it is not written as in model_repository/."""
+    """One config with other settings. Raises UserError if it is not written as in model_repository/."""
     model = path.parent.name
     values: dict[str, int | str] = {r"^(max_batch_size: )\d+": settings.max_batch_size}
     if model in STEPS:
@@ -116,7 +115,7 @@ def edit_config(text: str, settings: Settings, path: Path) -> str:
     if (instances := getattr(settings, f"{model}_instances", None)) is not None:
         values[r"^(instance_group \[ \{ count: )\d+"] = instances
     if model in TORCHSCRIPT:
-        # LibTorch has one number for the whole process: the first model's that loads, in 24.10 the last's.
+        # LibTorch has one number for the whole process (docs/triton.md, 15).
         values[r'^(parameters \{ key: "INTRA_OP_THREAD_COUNT" value \{ string_value: ")\d+'] = (
             settings.encoder_threads
         )

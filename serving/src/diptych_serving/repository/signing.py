@@ -1,4 +1,4 @@
-"""A manifest's signature: who vouches for the files of a version. Ed25519, by the `cryptography` library.
+"""A manifest's signature (Ed25519): proves who made a version. Needs the library `cryptography`.
 
 Keys are PEM files as OpenSSL makes them:
     openssl genpkey -algorithm ed25519 -out release.key
@@ -60,13 +60,13 @@ def sign_manifest(manifest: Path, key: Ed25519PrivateKey) -> None:
 
 
 def require_signature(manifest: Path, content: bytes, public_key: Path) -> None:
-    """The signature beside a manifest is one of this content by this key. Raises UserError."""
+    """Check the signature beside a manifest against its content and this key. Raises UserError."""
     from cryptography.exceptions import InvalidSignature
 
     key, path = load_public_key(public_key), manifest.with_name(SIGNATURE_FILE)
     if not path.is_file():
         raise UserError(
-            f"{manifest}: is not signed, and --require-signature asks for that. Export it with --sign KEY"
+            f"{manifest}: is not signed, and --require-signature needs a signature. Export it with --sign KEY"
         )
     try:
         key.verify(base64.b64decode(path.read_bytes().strip(), validate=True), content)

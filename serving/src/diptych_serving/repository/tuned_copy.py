@@ -1,7 +1,7 @@
-"""What `diptych serve --tuning` serves: a repository with other settings and the same files, by links.
+"""The copy that `diptych serve --tuning` serves: other settings, and links to the same files.
 
-A release changes the repository and knows nothing of its copies. So `diptych release` brings the copy of the
-server that it talks to up to date before it lets that server load anything.
+A release changes the repository, not its copies. So `diptych release` updates the copy of a server before
+that server loads anything.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def make_copy(settings: Settings, repository: Path, to: Path) -> None:
 
 
 def update_copy(copy: Path) -> None:
-    """Bring it up to date: versions that were added or deleted, and what the configs say now.
+    """Update the copy: versions that were added or deleted, and the configs.
 
-    Files that need no change are left alone, because Triton loads again what has changed.
+    Unchanged files are not written, because Triton reloads changed ones.
     """
     source = json.loads(read_text(copy / SOURCE_FILE))
     settings = msgspec.convert(source["settings"], Settings)
@@ -55,7 +55,7 @@ def _take_over(path: Path, own: Path, settings: Settings) -> None:
     elif own.is_symlink() or own.exists():
         return
     elif own.parent.name == ENSEMBLE and path.is_dir():
-        # Newer tritonservers refuse a label file that a link leads out of the model's directory.
+        # Newer tritonservers refuse a linked label file (docs/triton.md, 10).
         shutil.copytree(path, own)
     else:
         own.symlink_to(path)

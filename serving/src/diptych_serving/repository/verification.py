@@ -1,8 +1,8 @@
-"""Proves that what is about to be loaded is what was exported. TorchScript and model.py are code: a file that
-no manifest lists, or not as it is, is not run.
+"""Checks before loading that the files are the exported ones. TorchScript and model.py are code: a file
+that is not in the manifest, or differs from it, must not run.
 
-Configs are not covered: releases and settings change them. A user who may write them decides what Triton
-loads, so they belong to the user who serves.
+Configs are not checked, because releases and settings change them. They decide what Triton loads, so only the
+user who serves should be able to write them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ BYTECODE = "__pycache__"
 
 
 def verify_version(repository: Path, version: int, public_key: Path | None = None) -> dict[str, Any]:
-    """Check signature, checksums, and that no file of the version is missing from the manifest.
+    """Check the signature and the checksums, and that the manifest lists every file of the version.
 
-    public_key  of the signature that is required; None: none is
+    public_key  file with the key of the required signature; None: no signature is required
     returns     the manifest
     raises      UserError
     """
@@ -56,7 +56,7 @@ def verify_version(repository: Path, version: int, public_key: Path | None = Non
 
 
 def verify_loaded(repository: Path, public_key: Path | None = None) -> None:
-    """Undo a release that was interrupted, then verify all versions that a starting server would load.
+    """Undo an interrupted release, then verify all versions that a starting server would load.
 
     raises  UserError
     """
@@ -71,19 +71,19 @@ def _refuse_unlisted(repository: Path, directory: Path, manifest: dict[str, Any]
         is_ours = path.name in (MANIFEST_FILE, SIGNATURE_FILE) or path.parent.name == BYTECODE
         if path.is_file() and not is_ours and name not in manifest["sha256"]:
             raise UserError(
-                f"{path}: is not in the manifest of version {manifest['version']}: nothing is known of it, "
-                "and it may be code. Remove it, or export again"
+                f"{path}: is not in the manifest of version {manifest['version']}, "
+                "and may be code. Remove it, or export again"
             )
 
 
 def _remove_bytecode(directory: Path, *, must_succeed: bool) -> None:
-    """Python runs what it finds there in place of the source that the checksum is of.
+    """Remove cached bytecode: Python would run it in place of the checked source.
 
-    must_succeed  also on a read-only file system, which may well hold what an earlier server left there
+    must_succeed  raise UserError if it cannot be removed, also on a read-only file system
     """
     for path in sorted(directory.rglob(BYTECODE)):
         try:
             shutil.rmtree(path)
         except OSError as error:
             if must_succeed:
-                raise UserError(f"{path}: {error.strerror}; remove it, for Python would run it") from None
+                raise UserError(f"{path}: {error.strerror}; remove it, because Python would run it") from None
