@@ -330,7 +330,7 @@ def test_where_one_of_several_servers_fails_all_stay_with_the_old_version(
 def test_a_server_that_a_release_did_not_tell_is_brought_along_later(repository: Path) -> None:
     one, other = FakeServer(repository), FakeServer(repository)
     activate(repository, NEW, one)
-    with pytest.raises(UserError, match=r"Bring this one along first: diptych release activate \S+ 2 --"):
+    with pytest.raises(UserError, match=r"Update this one first: diptych release activate \S+ 2 --"):
         activate(repository, OLD, other)
     assert activate(repository, NEW, other).before == NEW
     assert one.ensemble == other.ensemble == NEW

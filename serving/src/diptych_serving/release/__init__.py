@@ -1,1 +1,1 @@
-"""Which version of a repository serves: staged, proven, switched and taken back on a running server."""
+"""Changes the version that a running server serves: load, check, switch, roll back, compare."""

@@ -1,4 +1,4 @@
-"""Moves a running server from one version to another, or leaves everything as it was."""
+"""Switches a running server to another version, or leaves everything unchanged."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from diptych_serving.repository.layout import (
 from diptych_serving.repository.lock import only_one
 from diptych_serving.repository.verification import verify_version
 
-# A version that is still in use after it is not pruned; the next release sees to it.
+# A version that is still in use after this is not deleted; the next release tries again.
 UNLOAD_TIMEOUT_S = 15.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Activation:
-    """What was done: from which version to which, how near the golden answers came, what was deleted.
+    """The result: old and new version, largest difference of a golden answer, deleted versions.
 
-    new_labels  how the labels differ from those before, in words; None where they do not
-    undone      what an earlier, interrupted command had left, and that it was undone; None: nothing
+    new_labels  how the labels differ from the previous ones, as text; None if they do not
+    undone      the interrupted command that was undone first, as text; None: nothing
     """
 
     before: int
@@ -58,7 +58,7 @@ class Server(Loader, Protocol):
         """(model, version) pairs that are ready. Raises UserError."""
 
     def ask(self, version: int, image: bytes, text: bytes) -> NDArray[np.float32]:
-        """Probabilities (C,) of one item from one version, past the ensemble. Raises UserError."""
+        """Probabilities (C,) of one item from one version, without the ensemble. Raises UserError."""
 
 
 def activate(
@@ -69,14 +69,14 @@ def activate(
     allow_new_labels: bool = False,
     public_key: Path | None = None,
 ) -> Activation:
-    """Stage every step's version on the servers, prove it, then switch the ensemble, which is atomic in each.
+    """Load every step's version on the servers, check it, then switch the ensemble, which is atomic in each.
 
-    The version that served stays loaded, for a rollback at once; older ones are unloaded.
-    servers           those that serve this repository; none: the next one that starts serves the version
-    keep              delete all but this many of the newest versions afterwards
+    The previous version stays loaded, for a quick rollback; older ones are unloaded.
+    servers           the servers of this repository; none: the next one that starts serves the version
+    keep              afterwards keep only this number of the newest versions
     allow_new_labels  accept a version whose labels are not those of the one that serves
-    public_key        of the signature that the version's manifest must bear; None: none is required
-    raises            UserError with the reason; the old version still serves, the repository is as it was
+    public_key        file with the key of the manifest's required signature; None: none is required
+    raises            UserError with the reason; the old version still serves, the repository is unchanged
     """
     with only_one(repository):
         undone = undo_pending(repository, servers)
@@ -114,27 +114,27 @@ def activate(
 
 
 def undo_interrupted_command(repository: Path, servers: Sequence[Loader]) -> str | None:
-    """Undo what an earlier command left unfinished, and nothing else. Returns what it was, in words."""
+    """Only undo an interrupted command. Returns a description of it."""
     with only_one(repository):
         return undo_pending(repository, servers)
 
 
 def load_steps(server: Loader) -> None:
-    """Let the server load and unload what each step's config says now."""
+    """Let the server load and unload the versions that each step's config names now."""
     for step in STEPS:
         server.load(step)
 
 
 def require_same_repository(repository: Path, server: Loader) -> None:
-    """The server serves the version that the repository names. Raises UserError where it does not."""
+    """Check that the server serves the version that the repository names. Raises UserError if not."""
     serving = serving_version(repository)
     _served(server, repository, serving, None)
 
 
 def _served(server: Loader, repository: Path, serving: int, wanted: int | None) -> int:
-    """The version that a server answers with: the repository's, unless it is to be brought there.
+    """The version that a server answers with. Raises UserError if it is not the expected one.
 
-    Several servers may share a repository, and a release may have told only some of them.
+    Several servers may share a repository, and a release may have changed only some of them.
     """
     served = server.serving_version()
     if served == serving or (served in held_versions(repository) and serving == wanted):
@@ -142,7 +142,7 @@ def _served(server: Loader, repository: Path, serving: int, wanted: int | None) 
     raise UserError(
         f"{server.url} serves version {served or 'none'}, {repository} says {serving}: "
         + (
-            "a release told another server alone. Bring this one along first: "
+            "a release changed only another server. Update this one first: "
             f"diptych release activate {repository} {serving} --server {server.url}"
             if served in held_versions(repository)
             else "is that server's repository another one?"
@@ -158,13 +158,13 @@ def _prove_files(
     if change and not allow_new_labels:
         raise UserError(
             f"{repository}: version {version} has other labels than version {before}, which serves: "
-            f"it {change}. Callers depend on names and order. Where they are ready for it: --allow-new-labels"
+            f"it {change}. Callers depend on names and order. If they are ready for it: --allow-new-labels"
         )
     return change
 
 
 def _prove_answers(repository: Path, version: int, servers: Sequence[Server]) -> float:
-    """The largest difference of a golden answer, asked of each server; without one, of the files in here."""
+    """The largest difference of a golden answer on each server; without a server, in this process."""
     path = repository / ENSEMBLE / str(version) / GOLDEN_FILE
     if not servers:
         from diptych_serving.release.in_process import ask_files  # and with it torch
@@ -184,20 +184,20 @@ def _require_loaded(server: Server, repository: Path, version: int) -> None:
     loaded = server.loaded()
     if missing := [step for step in STEPS if (step, version) not in loaded]:
         raise UserError(
-            f"{server.url}: was told to load version {version} of {missing[0]} and did not: it does not read "
-            f"the configs in {repository}. It has a repository of its own; or it is a `diptych serve "
-            "--tuning` of another user or machine, which serves a copy. Run this there, or start it again"
+            f"{server.url}: did not load version {version} of {missing[0]}, because it does not read "
+            f"the configs in {repository}. It has another repository, or it is a `diptych serve "
+            "--tuning` of another user or machine, which serves a copy. Run this there, or restart it"
         )
 
 
 def _switch(server: Loader, version: int) -> None:
     server.load(ENSEMBLE)
     if server.serving_version() != version:
-        raise UserError(f"{server.url}: was told to serve version {version} and does not")
+        raise UserError(f"{server.url}: should now serve version {version} and does not")
 
 
 def _loaded_after_unloading(servers: Sequence[Server], expected: Collection[int]) -> set[int]:
-    """What the servers hold, once they have let go of the rest: that ends in the background."""
+    """The versions that the servers hold, after they have unloaded the others in the background."""
     give_up_at_s = time.monotonic() + UNLOAD_TIMEOUT_S
     while not (loaded := _loaded(servers)) <= set(expected) and time.monotonic() < give_up_at_s:
         time.sleep(0.1)

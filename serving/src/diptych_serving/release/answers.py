@@ -1,4 +1,4 @@
-"""What one model answered to a list of items."""
+"""One model's answers to a list of items."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ REFUSED = "(refused)"
 class Side:
     """One of the two models that are compared.
 
-    name           as the reader knows it: a run's directory, or "version 2"
-    probabilities  (N, C) float32, in the order of `labels`; rows of NaN where it refused to answer
+    name           as shown to the reader: a run's directory, or "version 2"
+    probabilities  (N, C) float32, in the order of `labels`; rows of NaN for refused items
     refusals       index of an item -> why
     """
 
@@ -28,14 +28,14 @@ class Side:
 
     @cached_property
     def answers(self) -> list[str]:
-        """N labels; REFUSED where there is no answer."""
+        """N labels; REFUSED if there is no answer."""
         best = np.nan_to_num(self.probabilities, nan=-1).argmax(axis=1).tolist()
         return [
             REFUSED if index in self.refusals else self.labels[column] for index, column in enumerate(best)
         ]
 
     def probability(self, index: int, label: str) -> float:
-        """Of one item and label; 0 where this side does not know the label, or refused."""
+        """Of one item and label; 0 if this model does not know the label, or refused."""
         if label not in self.labels or index in self.refusals:
             return 0.0
         return float(self.probabilities[index, list(self.labels).index(label)])

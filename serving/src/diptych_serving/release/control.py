@@ -1,4 +1,4 @@
-"""What a release needs of a running tritonserver: load models, and ask one version of the steps directly."""
+"""The operations of a running server that a release needs: load models, call one version of the steps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANSWER_TIMEOUT_S = 60.0
 
 
 class Refused(UserError):
-    """The server would not do what was asked, whatever it is asked again: of an item, that it is unusable."""
+    """The server refused, and repeating the request does not help: for an item, that it is unusable."""
 
 
 KINDS: dict[str, type[UserError]] = {
@@ -39,8 +39,8 @@ class Control:
     """A connection to the administrative API over gRPC. Threads may share it.
 
     url      grpc://HOST:PORT, or grpcs:// for TLS
-    headers  such as the key of a restricted API; None: that of this user's own server, if it is one
-    tls      authority and own certificate, for grpcs://; not used for grpc://
+    headers  such as the key of a restricted API; None: the key of this user's own server, if any
+    tls      authority and client certificate, for grpcs:// only
     """
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None, tls: Tls | None = None) -> None:
@@ -69,7 +69,7 @@ class Control:
         self._client.close()
 
     def load(self, model: str) -> None:
-        """Load a model as its config on disk says; what is loaded still serves until the new is ready."""
+        """Load a model as its config on disk says. The loaded version serves until the new one is ready."""
         if self._tuned_copy:
             update_copy(self._tuned_copy)
         self._call("load_model", model, client_timeout=LOAD_TIMEOUT_S)
@@ -80,7 +80,7 @@ class Control:
         return {(model.name, int(model.version)) for model in index.models if model.state == "READY"}
 
     def serving_version(self) -> int | None:
-        """The ensemble's version that answers now; None where none does."""
+        """The ensemble's version that answers now; None if there is none."""
         versions = [version for model, version in self.loaded() if model == ENSEMBLE]
         return versions[0] if len(versions) == 1 else None
 
@@ -89,15 +89,15 @@ class Control:
         return {version for model, version in self.loaded() if model in (ENSEMBLE, *STEPS)}
 
     def ask_ensemble(self, version: int, image: bytes, text: bytes) -> NDArray[np.float32]:
-        """Probabilities (C,) float32 of one item, as callers get them. Raises Refused."""
+        """Probabilities (C,) float32 of one item, through the ensemble. Raises Refused."""
         inputs = {name: _bytes_tensor(value) for name, value in (("image", image), ("text", text))}
         probabilities: NDArray[np.float32] = self._infer(ENSEMBLE, version, inputs)["probabilities"][0]
         return probabilities
 
     def ask(self, version: int, image: bytes, text: bytes) -> NDArray[np.float32]:
-        """Probabilities (C,) float32 of one item from one version, step by step, past the ensemble.
+        """Probabilities (C,) float32 of one item from one version, step by step, without the ensemble.
 
-        raises  Refused for an item that the version does not answer to
+        raises  Refused if the version does not answer the item
         """
         tensors = {name: _bytes_tensor(value) for name, value in (("image", image), ("text", text))}
         inputs = {
@@ -135,7 +135,7 @@ class Control:
 
 
 def _find_tuned_copy(address: str) -> Path | None:
-    """Where a server of ours was started with `--tuning`: the copy of the repository that it reads."""
+    """The copy of the repository that a server started with `--tuning` reads."""
     workspace = find_workspace(address)
     copy = workspace / TUNED_COPY if workspace else None
     return copy if copy and copy.is_dir() else None

@@ -38,7 +38,7 @@ def load_parts(directories: Mapping[str, Path], device: torch.device = CPU) -> P
 
 
 @torch.inference_mode()
-@torch.jit.optimized_execution(False)  # as in the server: nothing is compiled anew for each shape
+@torch.jit.optimized_execution(False)  # as in the server: no new compilation for each shape
 def run_chain(
     parts: Parts, pixel_values: Tensor, image_present: Tensor, input_ids: Tensor, attention_mask: Tensor
 ) -> Tensor:
@@ -71,7 +71,7 @@ def ask_in_process(parts: Parts, preprocessor: Preprocessor) -> Ask:
 
 
 def ask_files(repository: Path, version: int) -> Ask:
-    """The same, of the files of one version."""
+    """The same, for the files of one version."""
     directories = {model: repository / model / str(version) for model in TORCHSCRIPT}
     preprocessor = Preprocessor.load(repository / PREPROCESS / str(version))
     return ask_in_process(load_parts(directories), preprocessor)

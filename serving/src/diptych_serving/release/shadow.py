@@ -1,4 +1,4 @@
-"""Asks a version that does not serve yet the same as the one that does, on a running server."""
+"""Sends the same items to the serving version and to another one, on a running server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Item(Protocol):
     def text(self) -> str: ...
 
     def read_image(self) -> bytes:
-        """The image file; empty where the item has none."""
+        """The image file; empty if the item has none."""
 
 
 def shadow(
@@ -51,15 +51,15 @@ def shadow(
     public_key: Path | None = None,
     on_undone: Callable[[str], object] = lambda _: None,
 ) -> tuple[Side, Side]:
-    """Load the version's steps beside those that serve, ask both about every item, unload them again.
+    """Load the version's steps beside the serving ones, send every item to both, unload the steps again.
 
-    The ensemble still serves what it served, and the configs are in the end what they were, whatever happens
-    in between. Callers share the server with the items meanwhile, and wait longer.
+    The serving version does not change, and the configs are restored at the end, also after an error. Callers
+    share the server with these requests and wait longer.
 
-    concurrency  how many items are asked about at once
-    public_key   of the signature that the version's manifest must bear; None: none is required
-    on_undone    is told of an earlier, interrupted command that was undone first
-    returns      the answers of the version that serves, and of the other
+    concurrency  number of items in flight
+    public_key   file with the key of the manifest's required signature; None: none is required
+    on_undone    receives the description of an interrupted command that was undone first
+    returns      the answers of the serving version, and of the other
     raises       UserError with the reason
     """
     with only_one(repository):
@@ -77,7 +77,7 @@ def shadow(
 
 
 def preprocessor_of(repository: Path, version: int) -> Preprocessor:
-    """A version's. Raises UserError where the repository does not hold it."""
+    """A version's labels. Raises UserError if the repository does not hold the version."""
     read_manifest(repository, version)
     return Preprocessor.load(repository / STEPS[0] / str(version))
 

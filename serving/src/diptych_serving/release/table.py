@@ -1,4 +1,4 @@
-"""What a repository holds, as a table."""
+"""The versions of a repository as a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diptych_serving.repository.layout import (
     serving_version,
 )
 
-# With the narrowest width at which each is still read at a glance: 80 columns in all, for a run's name of 12.
+# With the smallest readable width of each: 80 columns in total, with a run's name of 12 letters.
 COLUMNS = {
     "version": 7,
     "state": 6,
@@ -32,14 +32,14 @@ COLUMNS = {
 def release_table(repository: Path, control: Control | None = None) -> Table:
     """The oldest version first.
 
-    control  a server that is asked which versions it has loaded; None: what the configs say
+    control  a server to ask for its loaded versions; None: take them from the configs
     """
     serving, loaded = serving_version(repository), set(loaded_versions(repository))
     if control is not None:
         serving, loaded = control.serving_version() or 0, control.loaded_versions()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column, min_width in COLUMNS.items():
-        # In a narrow terminal cells are folded, never cut; a run's name stays whole.
+        # In a narrow terminal cells are folded, never cut; a run's name is never split.
         table.add_column(column, min_width=min_width, overflow="fold", no_wrap=column == "run")
     served = read_manifest(repository, serving)["labels"] if serving else []
     for version in held_versions(repository):

@@ -1,4 +1,4 @@
-"""Makes a change of a repository, and of the servers over it, one that is undone unless it succeeds."""
+"""Undoes a change of a repository and its servers unless it succeeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Unreachable(UserError):
 
 
 class Loader(Protocol):
-    """As much of a server's administrative API as a change and its undoing need."""
+    """The part of a server's administrative API that a change and its undoing need."""
 
     @property
     def url(self) -> str: ...
@@ -38,10 +38,10 @@ class Loader(Protocol):
 def undone_on_failure(
     repository: Path, command: str, version: int, servers: Sequence[Loader]
 ) -> Iterator[None]:
-    """The block may change the configs and let servers load them. Whatever ends it early undoes that.
+    """The block may change the configs and let servers load them. If it ends early, that is undone.
 
-    The caller holds the repository's lock. Where this process is killed, the journal stays, and the next
-    `diptych serve` or `diptych release` undoes what it describes.
+    The caller holds the repository's lock. If this process is killed, the journal stays, and the next
+    `diptych serve` or `diptych release` undoes the change.
     """
     before = journal.begin(repository, command, version, [server.url for server in servers])
     try:
@@ -56,7 +56,7 @@ def undone_on_failure(
 def undone_at_the_end(
     repository: Path, command: str, version: int, servers: Sequence[Loader]
 ) -> Iterator[None]:
-    """The same, where the block's own end undoes it too."""
+    """The same, but the normal end of the block also undoes the change."""
     before = journal.begin(repository, command, version, [server.url for server in servers])
     try:
         yield
@@ -68,10 +68,10 @@ def undone_at_the_end(
 
 
 def undo_pending(repository: Path, servers: Sequence[Loader]) -> str | None:
-    """Undo what an earlier command left unfinished. The caller holds the repository's lock.
+    """Undo an interrupted command. The caller holds the repository's lock.
 
-    returns  what was found and done, in words; None where there was nothing
-    raises   UserError where a server could not be told
+    returns  a description of it; None if there was nothing to undo
+    raises   UserError if a server could not be reached
     """
     found = journal.read(repository)
     if found is None:
@@ -90,17 +90,17 @@ def undo_pending(repository: Path, servers: Sequence[Loader]) -> str | None:
 
 
 def undo(repository: Path, before: Journal, servers: Sequence[Loader]) -> str | None:
-    """Put everything back. No failure keeps the rest from being done.
+    """Restore everything. A failure does not stop the other steps.
 
-    returns  what could not be done, in words, and what to do; None: all is as it was. With a problem the
-             journal stays, so that the next command or start tries again
+    returns  what failed and what to do, as text; None: all is restored. After a failure the journal stays,
+             so that the next command or start tries again
     """
-    problems: dict[str, str] = {}  # the first of each server, which explains the rest
+    problems: dict[str, str] = {}  # the first problem of each server, which explains the others
     unreachable: set[str] = set()
 
     def attempt(whose: str, action: Callable[[], None]) -> None:
         if whose in unreachable:
-            return  # a server that hangs would take minutes for each question
+            return  # a hung server would take minutes for each request
         try:
             action()
         except UserError as error:
@@ -109,7 +109,7 @@ def undo(repository: Path, before: Journal, servers: Sequence[Loader]) -> str | 
                 unreachable.add(whose)
 
     attempt(FILES, partial(journal.restore_pins, repository, before))
-    # The ensemble first, while the steps still keep both versions: no version may go that it names.
+    # The ensemble first, while the steps still hold both versions (docs/triton.md, 8).
     for server in servers:
         attempt(server.url, partial(_restore_ensemble, server, before.serving))
     attempt(FILES, partial(journal.restore_rest, repository, before))
@@ -122,9 +122,9 @@ def undo(repository: Path, before: Journal, servers: Sequence[Loader]) -> str | 
         return None
     if FILES in problems:
         return (
-            f"The repository could not be put back: {problems[FILES]}. When that is mended: "
-            f"diptych release rollback {repository}. It does no more than that. The next start of a server "
-            "tries it too"
+            f"The repository could not be restored: {problems[FILES]}. After you have corrected that: "
+            f"diptych release rollback {repository}. It only finishes this. The next start of a server "
+            "also tries it"
         )
     return (
         f"The repository is as it was and says version {before.serving}, but not every server could be told: "
@@ -139,7 +139,7 @@ def _restore_ensemble(server: Loader, version: int) -> None:
 
 
 def _undo_after(error: BaseException, repository: Path, before: Journal, servers: Sequence[Loader]) -> None:
-    """Raises UserError where not all could be undone; the first error comes first in it."""
+    """Undo after an error. Raises UserError, with that error first, if the undoing fails."""
     if not isinstance(error, Exception):
         say(
             f"{error or type(error).__name__}: undoing what was done. A second signal ends this at once; "

@@ -1,4 +1,4 @@
-"""Throughput against p99 for every trial of a search, the chosen one marked."""
+"""Draws throughput against p99 for every trial of a search, and marks the chosen one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diptych_serving.tuning.search import Trial
 
 
 def plot_trials(trials: Sequence[Trial], chosen: Settings, p99_limit_ms: float, path: Path) -> None:
-    """One line a trial, one dot a load: more callers to the right and up; shaded: over the limit."""
+    """One line for each trial, one dot for each load; the area above the limit is shaded."""
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
     for trial in trials:

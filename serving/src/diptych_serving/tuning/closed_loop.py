@@ -1,7 +1,7 @@
-"""A closed loop of callers in a process of its own: each sends its next request when it has its answer.
+"""A closed loop of callers in a separate process: each sends its next request after its answer.
 
 `python -m diptych_serving.tuning.closed_loop` reads a job and writes a Load, as JSON.
-Its CPU time is the client's alone, and its threads take no time from the process that measures.
+Its CPU time is the clients' only, and its threads do not slow the measuring process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Call = Callable[[bytes, str], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Load:
-    """What the callers saw after the warm-up; num_answered counts what came before and late too.
+    """The callers' results after the warm-up; num_answered also counts earlier and late answers.
 
     Times in milliseconds, client_cpu_ms for each item.
     """
@@ -57,7 +57,7 @@ def run_load(
 
     items   a file that `save_items` wrote
     caller  'diptych' or 'MODULE:FUNCTION', where the function takes a URL and returns a Call for one thread
-    raises  UserError where the load could not be made
+    raises  UserError if the load could not be made
     """
     job = {
         "url": url,
@@ -75,7 +75,7 @@ def run_load(
 
 
 def save_items(items: Sequence[tuple[bytes, str]], path: Path) -> None:
-    """Keep (image file, text) pairs for the loading process."""
+    """Save (image file, text) pairs for the loading process."""
     with path.open("wb") as file:
         for image, text in items:
             data = text.encode()
@@ -83,7 +83,7 @@ def save_items(items: Sequence[tuple[bytes, str]], path: Path) -> None:
 
 
 def load_items(path: Path) -> list[tuple[bytes, str]]:
-    """What `save_items` wrote."""
+    """Read what `save_items` wrote."""
     data, items, start = path.read_bytes(), [], 0
     while start < len(data):
         image, text = (int.from_bytes(data[start + at : start + at + 4], "little") for at in (0, 4))
@@ -111,9 +111,9 @@ def measure(
     duration_s: float,
     warmup_s: float,
 ) -> Load:
-    """Run the callers; count what is answered between the warm-up and the end.
+    """Run the callers, and count the answers between the warm-up and the end.
 
-    Each makes one call before the clock starts: imports, connections and labels are nobody's latency.
+    Each makes one call before the clock starts, so that imports, connections and labels are not measured.
     """
     latencies_s: list[list[float]] = [[] for _ in range(concurrency)]
     answered, errors = [0] * concurrency, [0] * concurrency

@@ -1,8 +1,8 @@
-"""Coordinate descent: one setting at a time, kept where it helps, until none does or the time is up.
+"""Coordinate descent: changes one setting at a time and keeps it if it helps, until none helps or time is up.
 
-Pure: what a trial is and how long it takes are the caller's. The settings are few and nearly independent (an
-instance more of the slowest step helps whatever the queue delay), which a sampler of random points would have
-to find out first; with a minute a trial there is no time for that.
+It does not know how a trial is made. The settings are few and nearly independent (one more instance of the
+slowest step helps at any queue delay). A random search would first have to learn that, and with a minute
+for each trial there is no time for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from diptych_serving.repository.settings import Settings
 from diptych_serving.tuning.closed_loop import Load
 
-# Less than this is noise: two measurements of one setting on a shared two-core machine differed by as much.
+# Less than this is noise: two measurements of one setting on a shared two-core machine differed by this.
 WORTHWHILE_GAIN = 1.05
 FINALISTS = 2
 
@@ -27,14 +27,14 @@ class Trial:
     loads: Sequence[Load]
 
     def best(self, p99_limit_ms: float) -> Load:
-        """The load of the highest throughput within the limit; where none is, that of the lowest p99."""
+        """The load with the highest throughput within the limit, else the one with the lowest p99."""
         within = [load for load in self.loads if load.p99_ms <= p99_limit_ms and not load.num_errors]
         if within:
             return max(within, key=lambda load: load.items_per_s)
         return min(self.loads, key=lambda load: load.p99_ms)
 
     def score(self, p99_limit_ms: float) -> float:
-        """Items per second within the limit; below 1, and the lower the slower, where no load is within."""
+        """Items per second within the limit. If no load is within it: below 1, and lower for a higher p99."""
         load = self.best(p99_limit_ms)
         if load.p99_ms > p99_limit_ms or load.num_errors:
             return p99_limit_ms / load.p99_ms if load.p99_ms > p99_limit_ms else 0.0
@@ -42,10 +42,10 @@ class Trial:
 
 
 def axes_for(num_cores: int, precisions: Sequence[str]) -> dict[str, list[Any]]:
-    """What each setting may be on a machine of so many cores, the most telling settings first.
+    """Values of each setting on a machine with this number of cores, the most important settings first.
 
-    max_queue_delay_us is not among them: with a delay and the timeouts that queues need, tritonserver loses
-    throughput for good (its issue 8870; mended in July 2026).
+    max_queue_delay_us is left out: with a delay and queue timeouts, tritonserver loses throughput permanently
+    (its issue 8870; repaired in July 2026).
     """
     counts = sorted({1, 2, max(1, num_cores // 2), num_cores})
     counts = [count for count in counts if count <= max(2, num_cores)]
@@ -68,7 +68,7 @@ def search(
 ) -> tuple[Settings, list[Trial]]:
     """The best settings found, and all trials.
 
-    has_time  whether there is time for so many more trials; the first one is always made
+    has_time  whether there is time for this number of trials; the first one is always made
     """
     trials = [run_trial(start)]
     tried = {start}
@@ -94,7 +94,7 @@ def _final(
     has_time: Callable[[int], bool],
     p99_limit_ms: float,
 ) -> Settings:
-    """Measure the leaders again: the best of many noisy trials is a lucky one."""
+    """Measure the best trials again, because the best of many noisy trials is partly luck."""
     leaders = sorted(trials, key=lambda trial: -trial.score(p99_limit_ms))[:FINALISTS]
     means = {}
     for leader in leaders:

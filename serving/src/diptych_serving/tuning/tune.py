@@ -1,4 +1,4 @@
-"""`diptych tune`: trials against the real server, their picture, and the settings that won."""
+"""`diptych tune`: trials against the real server, their chart, and the best settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MADE_UP_SIZE_PX = (640, 480)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuneConfig:
-    """p99_ms  the limit that throughput is sought under
+    """p99_ms  the limit of the 99th percentile
     budget_s  how long the search may take, in seconds
     load_s    how long each load of a trial is measured
     """
@@ -40,7 +40,7 @@ class TuneConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """What a search found."""
+    """The result of a search."""
 
     settings: Settings
     trials: Sequence[Trial]
@@ -54,10 +54,10 @@ def tune(
     out: Path,
     plot: Path,
 ) -> Tuned:
-    """Search, write the winner and the picture.
+    """Search; write the best settings and the chart.
 
-    repositories  one model by its precision; 'auto' names a repository as it is
-    items         (image file, text) pairs, in the mix that the server will see
+    repositories  repositories by precision; 'auto' is a repository as exported
+    items         (image file, text) pairs, like those that the server will get
     """
     cores = num_cores()
     precision = next(iter(repositories))
@@ -88,7 +88,7 @@ def tune(
 
 
 def made_up_mix() -> list[tuple[bytes, str]]:
-    """Photographs' worth of JPEG with a sentence each, for a repository whose requests nobody has kept."""
+    """JPEGs of a photo's size with a sentence each, if there are no recorded requests."""
     random = np.random.default_rng(0)
     items = []
     for number in range(MADE_UP_ITEMS):
@@ -100,7 +100,7 @@ def made_up_mix() -> list[tuple[bytes, str]]:
 
 
 def _run_trial(repository: Path, settings: Settings, items: Path, config: TuneConfig) -> Trial:
-    """More and more callers, until the limit is broken or more callers bring nothing."""
+    """Increase the callers until the limit is exceeded or more callers do not help."""
     loads: list[Load] = []
     with Server(repository, ServerConfig.on_free_ports(settings=settings)) as server:
         server.wait_until_ready()
@@ -112,7 +112,7 @@ def _run_trial(repository: Path, settings: Settings, items: Path, config: TuneCo
 
 
 class _Clock:
-    """What is left of the budget, in trials as long as the longest so far."""
+    """The time left in the budget, in trials as long as the longest so far."""
 
     def __init__(self, budget_s: float) -> None:
         self._start_s = time.monotonic()
