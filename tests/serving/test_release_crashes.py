@@ -350,7 +350,7 @@ def test_a_server_that_reads_other_configs_is_named_with_the_likely_reasons(
 ) -> None:
     """Such as another user's `serve --tuning`, which serves a copy."""
     server = FakeServer(shutil.copytree(repository, tmp_path / "copy"))
-    with pytest.raises(UserError, match=r"told to load version 2 of preprocess and did not: .* --tuning"):
+    with pytest.raises(UserError, match=r"did not load version 2 of preprocess, because .* --tuning"):
         activate(repository, NEW, server)
     assert is_as_before(repository, before)
 
