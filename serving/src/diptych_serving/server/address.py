@@ -1,7 +1,6 @@
-"""Where a server listens: from a name or an address to what each of tritonserver's parts takes.
+"""Where a server listens: turns a name or an address into tritonserver's options.
 
-tritonserver resolves no names: its HTTP half makes 255.255.255.255 of `localhost` and listens there without a
-word. So names are resolved here.
+tritonserver does not resolve names (docs/triton.md, 1), so they are resolved here.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ class Address:
 
     @classmethod
     def resolve(cls, host: str) -> Address:
-        """Of an address, in brackets or not, or of a name; IPv4 where a name has both. Raises UserError."""
+        """From an address, with or without brackets, or a name; IPv4 if a name has both. Raises UserError."""
         name = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         try:
             if not name:
                 raise socket.gaierror(0, "is empty")
             found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
         except (socket.gaierror, UnicodeError) as error:
-            reason = error.strerror if isinstance(error, socket.gaierror) else "is no name of a host"
+            reason = error.strerror if isinstance(error, socket.gaierror) else "is not the name of a host"
             raise UserError(
                 f"--host {host}: {reason}. Expected an address of this machine, such as 127.0.0.1, ::1, "
                 "0.0.0.0 for all, :: for all of IPv6, or a name that has one"
@@ -57,7 +56,7 @@ class Address:
 
     @property
     def contact(self) -> Address:
-        """The address to call from this machine; listening on all of them includes the local one."""
+        """The address to call from this machine: the loopback address if the server listens on all."""
         if not self.ip.is_unspecified:
             return self
         return Address(ipaddress.ip_address(LOCALHOST if self.ip.version == 4 else "::1"))

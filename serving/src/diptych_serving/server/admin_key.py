@@ -1,8 +1,8 @@
-"""The key without which a server's administrative API stays closed, and where its neighbours find it.
+"""The key of a server's administrative API, and where `diptych release` finds it.
 
-A caller who may load models may run code, so that API never opens to everybody who reaches the port. Each
-start makes a key of its own unless one is given. `diptych release` on the same machine and as the same user
-reads it from the server's workspace, which only that user may enter.
+A caller who can load models can run code, so this API always needs a key. Each start makes a new key unless
+one is given. `diptych release` of the same user on the same machine reads it from the server's workspace,
+which only that user can enter.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from diptych_serving.server import leftovers
 ENVIRONMENT = "DIPTYCH_ADMIN_KEY"
 KEY_FILE = "admin_key.json"
 HEADER = "x-diptych-admin-key"
-# Triton's own, which it puts before the name of a restricted protocol's header.
+# The prefix that Triton puts before the header's name of a restricted protocol.
 GRPC_PREFIX = "triton-grpc-protocol-"
-# Those that change what runs or hold what others sent. Left open: inference, health and metadata, which every
-# caller needs, and model-config and statistics, which say no more than the metrics do.
+# APIs that change the server or hold other callers' data. Open: inference, health and metadata, which every
+# caller needs, and model-config and statistics, which say no more than the metrics.
 CLOSED = ("model-repository", "shared-memory", "trace", "logging")
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 @dataclasses.dataclass(frozen=True)
 class AdminKey:
-    """header  as HTTP sends it, in lower case; gRPC puts Triton's prefix before it"""
+    """header  as in HTTP, in lower case; gRPC adds Triton's prefix"""
 
     header: str
     value: str = dataclasses.field(repr=False)
@@ -45,7 +45,7 @@ class AdminKey:
 
     @classmethod
     def parse(cls, text: str) -> AdminKey:
-        """From HEADER=VALUE, Triton's prefix or not. Raises UserError, which never repeats the value."""
+        """From HEADER=VALUE. Raises UserError, which never shows the value."""
         header, _, value = text.partition("=")
         header = header.lower().removeprefix(GRPC_PREFIX)
         if not re.fullmatch(r"[a-z0-9-]+", header) or not re.fullmatch(r"[!-~]{16,}", value):
@@ -71,14 +71,14 @@ class AdminKey:
 
     @property
     def options(self) -> list[str]:
-        """tritonserver's. It takes flags alone, which users who may list the processes here can read."""
+        """tritonserver's options. The key can only be a flag, which users who list processes can read."""
         restriction = f"{','.join(CLOSED)}:{self.header}={self.value}"
         return [f"--grpc-restricted-protocol={restriction}", f"--http-restricted-api={restriction}"]
 
     def save(self, workspace: Path, hosts: Collection[str], grpc_port: int) -> Path:
-        """Leave it in the server's workspace, for `find_workspace`.
+        """Write it to the server's workspace, for `find_workspace`.
 
-        hosts  the names and addresses by which the server is called
+        hosts  names and addresses of the server
         """
         path = workspace / KEY_FILE
         content = {"hosts": list(hosts), "grpc_port": grpc_port, "key": f"{self.header}={self.value}"}
@@ -103,11 +103,11 @@ def find_admin_key(address: str) -> AdminKey | None:
 
 
 def _saved() -> Iterable[tuple[Path, dict[str, Any]]]:
-    """The newest first: a server that was killed may have had the same port."""
+    """The newest first: a killed server may have had the same port."""
     found = []
     for workspace in leftovers.files_of("diptych-"):
         path = workspace / KEY_FILE
-        with contextlib.suppress(OSError):  # another user's, or removed in this moment
+        with contextlib.suppress(OSError):  # another user's, or just removed
             status = path.stat()
             if status.st_uid == os.geteuid():
                 found.append((status.st_mtime, path, path.read_text("utf-8")))

@@ -1,4 +1,4 @@
-"""Starts processes that do not outlive this one, however it ends.
+"""Starts processes that end with this one, even if it is killed.
 
 `end_in_order` turns the signals that a process can handle into an exception, so that every `with` block ends.
 SIGKILL cannot be handled: `start` asks the kernel to send the child SIGTERM when this process dies.
@@ -18,15 +18,15 @@ from typing import Any
 
 from diptych_serving.server import launch
 
-# For a child to end what it has started itself.
+# Time for a child to end its own children.
 EXIT_TIMEOUT_S = 30.0
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def end_in_order() -> None:
-    """For the main thread of a program: SIGTERM and SIGHUP end it as `sys.exit` does.
+    """For the main thread of a program: SIGTERM and SIGHUP act like `sys.exit`.
 
-    A second signal does not disturb the end. SIGINT is Python's KeyboardInterrupt already.
+    Later signals are ignored. SIGINT already raises KeyboardInterrupt.
     """
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
@@ -40,9 +40,9 @@ def _exit(signum: int, frame: FrameType | None) -> None:
 
 
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-    """subprocess.Popen, for a process that ends with the thread that has started it.
+    """subprocess.Popen for a process that ends with the thread that started it.
 
-    Call it from a thread that lives as long as the child shall: the kernel counts threads, not processes.
+    Call it from a thread that lives as long as the child should: the kernel watches threads, not processes.
     """
     program = shutil.which(command[0]) or command[0]
     launcher = [sys.executable, "-I", launch.__file__, str(os.getpid())]
@@ -51,7 +51,7 @@ def start(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
 
 @contextlib.contextmanager
 def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """A process that is asked to end at the end of the `with`, and killed where it does not."""
+    """A process that gets SIGTERM at the end of the `with`, and SIGKILL if it does not end."""
     process = start(command, **options)
     try:
         yield process

@@ -1,9 +1,9 @@
-"""Lets a running tritonserver answer what it has accepted, before anything tells it to stop.
+"""Drains a running tritonserver: it answers all accepted requests before it is stopped.
 
-On SIGTERM tritonserver 2.51.0 closes HTTP at once and refuses the next step of requests in flight. Unloading
-the ensemble first does what is wanted: from that moment new requests are refused at the door ("unknown
-model", which clients take to another server; the model's own readiness URL says 400), those in flight go
-through all of their steps, and the model repository's index says when the last has ended.
+On SIGTERM tritonserver 2.51.0 refuses requests in flight (docs/triton.md, 5). So the ensemble is unloaded
+first. Then new requests are refused ("unknown model", which clients send to another server; the model's
+readiness URL answers 400), requests in flight finish, and the model repository's index shows when the last
+has ended.
 
 Standard library only. In a container that runs tritonserver itself, as a hook before it is stopped:
 python3 -m diptych_serving.server.drain --http-port 8000
@@ -25,13 +25,13 @@ from diptych_serving.terminal import say
 DRAIN_TIMEOUT_S = 30.0
 CALL_TIMEOUT_S = 5.0
 POLL_S = 0.1
-# Triton forgets a request when its answer is complete; the front end then still has to write it out.
+# Triton stops counting a request when its answer is complete; the front end must still send it.
 FLUSH_S = 0.5
-# 2.51.0 keeps some requests for ever whose callers went away, so "none is held" may never come. A server that
-# finishes nothing for so long, while nothing new comes in, has nothing left that anybody waits for, or it
-# hangs. One batch of a large model on a slow CPU takes about a second.
+# 2.51.0 keeps some requests of vanished callers forever, so the count may never reach zero. If a server
+# finishes nothing for this time, nobody waits for the rest, or it hangs. One batch of a large model on a
+# slow CPU takes about a second.
 STILL_S = 10.0
-# States that the index knows besides READY, UNAVAILABLE and LOADING.
+# States of the index besides READY, UNAVAILABLE and LOADING.
 HELD_STATES = ("READY", "UNLOADING")
 
 
@@ -43,10 +43,10 @@ def drain(
     still_s: float = STILL_S,
     headers: Mapping[str, str] | None = None,
 ) -> str | None:
-    """Refuse what comes from now on, return when all that was accepted has been answered.
+    """Refuse new requests, and return when all accepted ones have been answered.
 
     headers  the key of a restricted model-repository API
-    returns  None; or why that is not certain, in words: the server may be stopped all the same
+    returns  None; or why some may be unanswered, as text: the server should be stopped anyway
     """
     ends_at_s = time.monotonic() + timeout_s
 
@@ -80,7 +80,7 @@ def drain(
 
 
 class _Refused(Exception):
-    """The server's control API says no."""
+    """The server's control API refused."""
 
 
 def _is_held(index: str) -> bool:
@@ -88,7 +88,7 @@ def _is_held(index: str) -> bool:
 
 
 def _finished(statistics: str) -> str:
-    """What changes whenever any model finishes a batch or a request, in whichever way."""
+    """Counters that change whenever a model finishes a batch or a request."""
     models = json.loads(statistics)["model_stats"]
     return json.dumps(
         [[model["name"], model["execution_count"], model["inference_stats"]] for model in models]

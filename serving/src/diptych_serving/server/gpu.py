@@ -1,7 +1,7 @@
 """Asks NVIDIA's driver, through its own library, which GPUs this process can compute on.
 
-A device file proves little: with a driver that is too old CUDA counts no GPU, and Triton then loads every
-model on the CPU without an error. The driver itself says what is wrong, before anything is loaded.
+A device file is not enough: with a driver that is too old, CUDA finds no GPU, and Triton loads every model on
+the CPU without an error. The driver names the reason before anything is loaded.
 
 Standard library only.
 """
@@ -18,16 +18,16 @@ from diptych_serving.repository.layout import TORCHSCRIPT
 from diptych_serving.server.probe import request
 
 LIBRARY = "libcuda.so.1"
-# What Triton's images compute on since 25.03, by their release notes; they leave older GPUs out.
+# The oldest GPUs that Triton's images support since 25.03, from their release notes.
 MIN_CAPABILITY = (7, 5)
-# NVIDIA's images say in it which CUDA they are built on, such as 13.4.1.
+# Set in NVIDIA's images: the CUDA version that they are built on, such as 13.4.1.
 CUDA_VERSION = "CUDA_VERSION"
 # cuda.h: CUdevice_attribute.
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
 ASK_TIMEOUT_S = 10.0
 NAME_BYTES = 256
 NO_DEVICE = 100
-# cuda.h: CUresult, those that say something an operator can act on.
+# cuda.h: the values of CUresult that an operator can act on.
 HINTS = {
     NO_DEVICE: "the driver is there and shows no GPU: give the container one, and look at "
     "NVIDIA_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES",
@@ -39,12 +39,12 @@ HINTS = {
 
 
 class NoGpu(UserError):
-    """There is no GPU that this process can compute on; the message says why, and what to do."""
+    """No GPU can be used by this process; the message says why, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """name        as the driver has it
+    """name        the driver's name for it
     capability  CUDA compute capability, such as (8, 0)
     """
 
@@ -56,7 +56,7 @@ class Gpu:
 
 
 def find_gpus() -> list[Gpu]:
-    """The GPUs that Triton will use. Raises NoGpu where there is none."""
+    """The GPUs that Triton will use. Raises NoGpu if there is none."""
     try:
         driver = ctypes.CDLL(LIBRARY)
     except OSError as error:
@@ -86,7 +86,7 @@ def has_gpu() -> bool:
 
 
 def find_off_gpu(host: str, http_port: int) -> dict[str, str]:
-    """The TorchScript models that a running server has not put on a GPU, and where each is instead."""
+    """The TorchScript models that a running server did not put on a GPU, and where each is."""
     found = {}
     for model in TORCHSCRIPT:
         _, body = request(host, http_port, "GET", f"/v2/models/{model}/config", ASK_TIMEOUT_S)
@@ -97,7 +97,7 @@ def find_off_gpu(host: str, http_port: int) -> dict[str, str]:
 
 
 def _require_recent_driver(driver: ctypes.CDLL) -> None:
-    """Of one major version of CUDA, a driver runs all: 13.0's runs what was built on 13.4."""
+    """Raise NoGpu if the driver's major CUDA version is too old. Minor versions do not matter."""
     wanted = os.environ.get(CUDA_VERSION, "")
     number = ctypes.c_int()
     _call(driver, "cuDriverGetVersion", ctypes.byref(number))

@@ -1,6 +1,6 @@
-"""Becomes tritonserver, after asking the kernel to end it when the process that started it dies.
+"""Asks the kernel to end this process when its parent dies, then becomes tritonserver.
 
-A program of its own, run by path: subprocess's preexec_fn is unsafe in a process with threads.
+A separate program, run by path: subprocess's preexec_fn is unsafe in a process with threads.
 Usage: python launch.py PARENT_PID COMMAND...
 """
 
@@ -14,7 +14,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2); survives exec
 
 def main() -> None:
     parent_pid, *command = sys.argv[1:]
-    # SIGTERM rather than SIGKILL: the server then ends its stubs and removes its shared memory itself.
+    # SIGTERM, not SIGKILL, so that the server ends its stubs and removes its shared memory.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(parent_pid):
         sys.exit("the process that started this one is already gone")

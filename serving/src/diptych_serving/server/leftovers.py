@@ -1,10 +1,10 @@
-"""Knows which processes and files belong to which server, and ends those that outlived theirs.
+"""Finds the processes and files of each server, and removes those whose owner has died.
 
-A killed tritonserver leaves orphan stubs and regions in /dev/shm. All that belongs to one server of ours
-carries one prefix: region names, the stubs' and the server's command lines, the workspace in the temporary
-directory. The prefix names the process that started the server, so that the next start can tell from /proc
-whether it is still alive. Of another container's process /proc says nothing, though the two may share
-/dev/shm (a pod's volume outlives its containers): there a lock says it, which ends with its holder.
+A killed tritonserver leaves stubs and regions in /dev/shm (docs/triton.md, 6). Everything of one server has
+the same prefix: region names, command lines of the server and its stubs, the workspace in the temporary
+directory. The prefix names the process that started the server, so that the next start can see in /proc
+whether it lives. Containers may share /dev/shm (a pod's volume outlives its containers) but not /proc, so
+the owner also holds a lock, which ends with it.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ _numbers = itertools.count()
 
 
 def new_prefix() -> str:
-    """A prefix for one more server of this process."""
+    """A prefix for another server of this process."""
     return f"{owner_prefix(os.getpid())}{next(_numbers)}-"
 
 
 def owner_prefix(pid: int) -> str:
-    """What the prefixes of all servers of one process begin with."""
+    """The common start of the prefixes of one process."""
     return f"diptych-{_namespace()}-{pid}-{_start_time(pid)}-"
 
 
 def claim(prefix: str) -> IO[str]:
-    """Show other containers that the owner of a prefix lives, for as long as the returned file is open."""
+    """Show other containers that the owner of a prefix is alive, while the returned file is open."""
     lock = (SHARED_MEMORY / f"{prefix}{LOCK}").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return lock
 
 
 def temporary_directory() -> Path:
-    """The system's; /tmp where that has a name which Triton's shell commands for stubs would break at."""
+    """The system's; /tmp if its name would break Triton's shell commands for stubs (docs/triton.md, 3)."""
     directory = Path(tempfile.gettempdir())
     return directory if shlex.quote(str(directory)) == str(directory) else Path("/tmp")
 
 
 def sweep_dead() -> None:
-    """End and remove what this user's servers left whose owner is dead; other users' are theirs to remove."""
+    """End and remove what this user's servers left if their owner is dead. Other users' are left alone."""
     ours = [path for path in files_of("diptych-") if _is_ours(path)]
     for owner in {match[0] for path in ours if (match := OWNER.match(path.name))}:
         if not _may_be_alive(owner):
@@ -80,7 +80,7 @@ def sweep(prefix: str) -> None:
 
 
 def processes_of(prefix: str) -> Iterator[int]:
-    """The ids of the tritonserver and the stubs that were given this prefix for their regions."""
+    """The ids of the tritonserver and the stubs with this prefix."""
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (directory / "cmdline").read_bytes().decode("utf-8", "replace")
@@ -89,9 +89,9 @@ def processes_of(prefix: str) -> Iterator[int]:
 
 
 def reap_orphans(except_pid: int) -> None:
-    """Ask after dead children that nobody else will: those that process 1 of a container inherits.
+    """Reap dead children that process 1 of a container inherits.
 
-    except_pid  ours, whose status its own owner wants
+    except_pid  our own child, whose status its owner needs
     """
     if os.getpid() != 1:
         return
@@ -102,7 +102,7 @@ def reap_orphans(except_pid: int) -> None:
 
 
 class Child(NamedTuple):
-    """A process of a tritonserver; `model` and `version` are None for a zombie, and for what is no stub."""
+    """A process of a tritonserver; `model` and `version` are None for a zombie and for other processes."""
 
     pid: int
     is_zombie: bool
@@ -111,7 +111,7 @@ class Child(NamedTuple):
 
 
 def children_of(parent_pid: int) -> list[Child]:
-    """What a tritonserver has started: its stubs, dead ones too, for it does not ask after them."""
+    """The children of a tritonserver: its stubs, including dead ones, which it does not reap."""
     children = []
     for directory in Path("/proc").glob("[0-9]*"):
         fields = _stat(int(directory.name))
@@ -121,7 +121,7 @@ def children_of(parent_pid: int) -> list[Child]:
 
 
 def _model_of(process: Path) -> tuple[str | None, str | None]:
-    """A stub's second argument is REPOSITORY/MODEL/VERSION/FILE; a zombie has no arguments any more."""
+    """A stub's second argument is REPOSITORY/MODEL/VERSION/FILE; a zombie has no arguments."""
     try:
         arguments = (process / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
     except OSError:
@@ -166,7 +166,7 @@ def _is_held(lock: Path) -> bool:
     try:
         with lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held; or another user's, which is not ours to remove
+    except OSError:  # held, or another user's
         return True
     return False
 
@@ -176,13 +176,13 @@ def _namespace() -> str:
 
 
 def _is_running(pid: int) -> bool:
-    """False for zombies too: they hold nothing and wait only for their parent to ask."""
+    """False for zombies too: they hold nothing."""
     fields = _stat(pid)
     return bool(fields) and fields[0] != "Z"
 
 
 def _start_time(pid: int) -> str:
-    """In clock ticks since boot; empty where there is no such process."""
+    """In clock ticks since boot; empty if there is no such process."""
     fields = _stat(pid)
     return fields[19] if fields else ""
 

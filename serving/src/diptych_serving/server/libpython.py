@@ -1,6 +1,6 @@
 """Finds the shared library of the running Python, which the wheel's stub embeds.
 
-Debian's and Ubuntu's python3 does without it: there it is a package of its own, downloaded when missing.
+Debian's and Ubuntu's python3 does not contain it; there it is a separate package, downloaded if missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PACKAGE = f"libpython{VERSION}"
 
 
 def find_libpython() -> Path:
-    """The interpreter's own library, else the system's, else one out of Debian's package."""
+    """The interpreter's own library, else the system's, else the one in Debian's package."""
     candidates = [
         Path(sys.base_prefix) / "lib" / FILE,
         Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib") / FILE,
@@ -27,7 +27,7 @@ def find_libpython() -> Path:
 
 
 def _downloaded() -> Path:
-    # Of the training package, which images do without.
+    # Not in the container images.
     from diptych_serving.cache import cache_directory
     from diptych_serving.debian import PackagesUnavailable, download_packages, unpacked
 

@@ -1,7 +1,7 @@
-"""Passes tritonserver's log on, line by line, while it is written; keeps the file small and repeats short.
+"""Follows tritonserver's log and passes its lines on; limits the file's size and repeated lines.
 
-tritonserver warns of every request that a full queue refuses: without a bound, an hour of overload fills the
-disk, and the one line that matters is among a million others.
+tritonserver logs a warning for every request that a full queue refuses. Without a limit, an hour of overload
+fills the disk and hides important lines.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pathlib import Path
 from types import TracebackType
 
 POLL_S = 0.2
-# The file is emptied beyond this; its lines have been passed on.
+# The file is emptied above this size; its lines have been passed on.
 MAX_LOG_BYTES = 16 * 2**20
 WINDOW_S = 60.0
-# In each window: how many lines of one kind are passed on, and how many kinds are told apart.
+# In each window: lines of one kind that are passed on, and kinds that are counted separately.
 NUM_SHOWN, MAX_KINDS = 5, 500
-# What differs between lines of one kind: W1123 18:08:55.312 7191 FILE.cc:123] "[request id: 7] ..."
+# The parts that differ between lines of one kind: W1123 18:08:55.312 7191 FILE.cc:123] "[request id: 7] ..."
 VARIES = re.compile(r"(?<=^[IWEF])\d{4} [\d:.]+ \d+|\[request id: [^\]]*\]|0x[0-9a-f]+|\d+")
 
 
 class Repeats:
-    """Lets the first lines of each kind through, counts the others, and says once a minute how many."""
+    """Passes the first lines of each kind, counts the others, and reports the counts once a minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -35,7 +35,7 @@ class Repeats:
         self._latest: dict[str, str] = {}
 
     def pass_on(self, line: str) -> Iterator[str]:
-        """What to show where this line comes: the end of a window before it, and perhaps itself."""
+        """The lines to show for this line: the counts if a window ends, and the line itself if it passes."""
         yield from self.due()
         kind = VARIES.sub("#", line)
         if kind not in self._counts and len(self._counts) >= MAX_KINDS:
@@ -47,7 +47,7 @@ class Repeats:
             self._latest[kind] = line
 
     def due(self) -> Iterator[str]:
-        """The counts, where the window is over."""
+        """The counts, if the window is over."""
         if self._clock() >= self._window_ends_s:
             yield from self.flush()
 
@@ -65,10 +65,10 @@ class LogFollower:
     """A context manager: inside the `with`, a thread passes on what is added to a log.
 
     path           a file that is written in append mode
-    say            takes a line; called by the thread
+    say            receives a line; called by the thread
     is_shown       which lines are passed on
-    from_start     what is in the file already, too
-    max_bytes      the file is emptied beyond this; None: never, for a file that belongs to somebody else
+    from_start     also pass on what is already in the file
+    max_bytes      the file is emptied above this; None: never, for another program's file
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class LogFollower:
     def _keep_small(self) -> None:
         if self._max_bytes is None:
             return
-        with contextlib.suppress(OSError):  # the workspace may be gone already
+        with contextlib.suppress(OSError):  # the workspace may already be gone
             if self._path.stat().st_size > self._max_bytes:
                 os.truncate(self._path, 0)
                 self._file.seek(0)

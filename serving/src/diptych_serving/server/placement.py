@@ -21,10 +21,10 @@ def belongs_on_gpu(repository: Path) -> bool:
 
 
 def require_hardware(repository: Path) -> None:
-    """Refuse a repository for a GPU that is not here, or whose 16-bit graphs this machine would emulate, many
-    times slower than fp32.
+    """Refuse a repository for a GPU that is not here, or with 16-bit graphs that this CPU would only emulate,
+    many times slower than fp32.
 
-    A tritonserver that is started without this command loads them all the same: right answers, late.
+    tritonserver itself loads them without an error.
     """
     if belongs_on_gpu(repository):
         _require_gpu(f"{repository}: was exported for GPUs")
@@ -41,9 +41,9 @@ def require_hardware(repository: Path) -> None:
 def require_target(repository: Path, *, must_have_gpu: bool) -> None:
     """Refuse a repository that was exported for the other kind of device. Raises UserError.
 
-    One for CPUs has an image encoder for each core, each of which a GPU would get, and batches of four. On a
-    developer's own machine that is a matter of speed; a container has the device that somebody chose for it.
-    must_have_gpu  also where the repository does not say what it was exported for
+    A repository for CPUs has an image encoder for each core and batches of four, which is slow on a GPU. Only
+    containers are checked, because their device was chosen on purpose.
+    must_have_gpu  also if the repository does not say what it was exported for
     """
     is_for_cpus = _manifest(repository).get("target") == "cpu"
     if is_for_cpus and (must_have_gpu or has_gpu()):
@@ -66,9 +66,9 @@ def _require_gpu(cause: str) -> None:
 
 
 def describe_excess(repository: Path) -> str | None:
-    """Where a CPU step has more instances than this machine has cores; None where none has.
+    """A warning if a CPU step has more instances than this machine has cores; else None.
 
-    The number is from `diptych export`, which knows the cores of its own machine alone.
+    `diptych export` sets the number from the cores of its own machine.
     """
     cores = num_cores()
     steps = (
@@ -92,7 +92,7 @@ def _refuse(repository: Path, encoder: str, reason: str) -> None:
 
 
 def _manifest(repository: Path) -> dict[str, Any]:
-    """Of the version that the ensemble pins; empty where there is none."""
+    """Of the version that serves; empty if there is none."""
     path = repository / ENSEMBLE / str(serving_version(repository)) / MANIFEST_FILE
     if not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""The three ports of a server: chosen where left open, refused where taken."""
+"""The three ports of a server: 0 becomes a free port, a taken one is an error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Ports:
         """The same ports, checked to be free there, and free ones in place of 0. Raises UserError."""
         address = Address.resolve(host)
         settled: dict[str, int] = {}
-        with contextlib.ExitStack() as sockets:  # all held until the last is chosen, so that they differ
+        with contextlib.ExitStack() as sockets:  # all are held until the last is chosen, so that they differ
             for field, port in dataclasses.asdict(self).items():
                 listener = sockets.enter_context(socket.socket(address.family))
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -55,7 +55,7 @@ def _bind(listener: socket.socket, address: Address, port: int, field: str) -> N
 
 
 def _by_which_process(port: int) -> str:
-    """Command and id of the process that listens on a port, where this user may see it."""
+    """Command and id of the process that listens on a port, if this user may see it."""
     inodes = set()
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Asks a server one real question. Health URLs say 200 even where a model's process is dead."""
+"""Sends one real request to a server, because health URLs prove little (docs/triton.md, 22)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from diptych_serving.errors import UserError
 from diptych_serving.repository.layout import ENSEMBLE
 
 TIMEOUT_S = 30.0
-# tritonserver 2.51.0's words, as HTTP 500, to a request for a Python model whose process is gone or stopped.
+# The message of tritonserver 2.51.0 (HTTP 500) if the process of a Python model is gone or stopped.
 DEAD_STUB_WORDS = "is not healthy"
-# HTTP/2, RFC 9113, 3.4: what a client says first, and the kind of frame that a server has to say first.
+# HTTP/2, RFC 9113, 3.4: the client's first bytes, and the kind of the server's first frame.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 FRAME_HEADER_BYTES, SETTINGS = 9, 4
 
 
 class Kind(enum.Enum):
-    """What became of the question.
+    """The result of the request.
 
     ANSWERED   the ensemble answered
-    BUSY       a full queue, or time over in it: the server is there and says nothing about its models
-    NOT_THERE  the ensemble is not loaded: being drained, or not to be served
+    BUSY       a full queue or a timeout in it: the server runs, the state of its models is unknown
+    NOT_THERE  the ensemble is not loaded, for example during a drain
     BROKEN     an error of the server's own
     SILENT     nothing listens, or nothing came in time
     """
@@ -38,7 +38,7 @@ class Kind(enum.Enum):
 
 
 class Reply(NamedTuple):
-    """`words` are the server's, with its HTTP status; or the network's."""
+    """`words` is the server's message with its HTTP status, or the network's error."""
 
     kind: Kind
     words: str
@@ -63,7 +63,7 @@ def ask(host: str, port: int, timeout_s: float = TIMEOUT_S) -> Reply:
 
 
 def is_answering(host: str, port: int) -> bool:
-    """Whether the ensemble answers; False while nothing listens. Raises UserError where it refuses."""
+    """Whether the ensemble answers; False while nothing listens. Raises UserError if it refuses."""
     reply = ask(host, port)
     if reply.kind in (Kind.BROKEN, Kind.NOT_THERE):
         raise UserError(f"the models are loaded but do not answer: {reply.words}")
@@ -71,7 +71,7 @@ def is_answering(host: str, port: int) -> bool:
 
 
 def num_instances(host: str, port: int, model: str, version: str, timeout_s: float) -> int:
-    """How many instances a version of a model has; 0 where it is not loaded, or nothing answers."""
+    """The number of instances of a model's version; 0 if it is not loaded, or nothing answers."""
     try:
         status, body = request(host, port, "GET", f"/v2/models/{model}/versions/{version}/config", timeout_s)
         groups = json.loads(body).get("instance_group", []) if status == http.client.OK else []
@@ -86,7 +86,7 @@ def grpc_responds(host: str, grpc_port: int, *, is_secure: bool, timeout_s: floa
         with socket.create_connection((host, grpc_port), timeout_s) as connection:
             if is_secure:
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is told to it
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing secret is sent
                 context.set_alpn_protocols(["h2"])
                 context.wrap_socket(connection).close()
                 return True
@@ -96,7 +96,7 @@ def grpc_responds(host: str, grpc_port: int, *, is_secure: bool, timeout_s: floa
     except TimeoutError:
         return False
     except ssl.SSLError:
-        return True  # an answer: it wants a certificate of ours
+        return True  # an answer: the server asks for our certificate
     except OSError:
         return False
 
@@ -110,7 +110,7 @@ def request(
     body: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> tuple[int, str]:
-    """One HTTP request; unlike urllib's, past any proxy. Returns status and body."""
+    """One HTTP request that ignores proxies, unlike urllib. Returns status and body."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     try:
         connection.request(method, path, body, headers or {})
@@ -121,7 +121,7 @@ def request(
 
 
 def _question(timeout_s: float) -> str:
-    """Words alone. Triton drops it from its queue once we have stopped waiting."""
+    """Text alone, with a queue timeout equal to ours."""
     inputs = [
         {"name": name, "datatype": "BYTES", "shape": [1, 1], "data": [words]}
         for name, words in (("image", ""), ("text", "ready?"))

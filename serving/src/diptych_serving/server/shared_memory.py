@@ -1,4 +1,4 @@
-"""Whether /dev/shm has room for what passes between tritonserver and the Python models' processes."""
+"""Checks that /dev/shm has room for the tensors between tritonserver and the Python models' processes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from diptych_serving.server.leftovers import SHARED_MEMORY
 from diptych_serving.server.placement import INSTANCES
 
 MIB = 2**20
-# What each process takes when it starts.
+# Bytes that each process takes when it starts.
 REGION_BYTES = MIB
-# Pictures as they come in, encoded; a photograph from a telephone has 3 MiB, most have a tenth of that.
+# Encoded images; a phone's photo has 3 MiB, most images a tenth of that.
 PICTURE_BYTES = MIB // 2
 PYTHON_BACKEND = 'backend: "python"'
 MAX_BATCH = re.compile(r"^max_batch_size: (\d+)", re.MULTILINE)
 
 
 def require_shared_memory(repository: Path, *, has_native_pytorch: bool) -> None:
-    """Refuse to start where the first full batch would not fit.
+    """Refuse to start if the first full batch would not fit.
 
-    has_native_pytorch  TorchScript then runs in tritonserver itself, and passes nothing through here
+    has_native_pytorch  TorchScript then runs inside tritonserver and uses no shared memory
     """
     needed = needed_bytes(repository, has_native_pytorch=has_native_pytorch)
     found = os.statvfs(SHARED_MEMORY)
@@ -39,7 +39,7 @@ def require_shared_memory(repository: Path, *, has_native_pytorch: bool) -> None
 
 
 def needed_bytes(repository: Path, *, has_native_pytorch: bool) -> int:
-    """One full batch in each process that may be at work."""
+    """Bytes of one full batch in each process that may be working."""
     versions = len(loaded_versions(repository))
     pixels = _pixel_bytes(repository)
     per_row = {"preprocess": PICTURE_BYTES + pixels, "image_encoder": pixels}
@@ -50,12 +50,12 @@ def needed_bytes(repository: Path, *, has_native_pytorch: bool) -> int:
             continue
         num_processes = int(INSTANCES.findall(config)[0])
         batch = int(MAX_BATCH.findall(config)[0]) * per_row.get(step, 0)
-        # Of several versions, one is at work; the others only wait.
+        # Of several versions only one works.
         total += num_processes * (versions * REGION_BYTES + batch)
     return total
 
 
 def _pixel_bytes(repository: Path) -> int:
-    """Of one picture, three bytes to a pixel."""
+    """Bytes of one image, three for each pixel."""
     path = repository / "preprocess" / str(serving_version(repository)) / "preprocessing.json"
     return 3 * int(json.loads(path.read_text("utf-8"))["image_size_px"]) ** 2

@@ -1,4 +1,4 @@
-"""Turns the signals that ask a program to end into an exception, so that it ends in order."""
+"""Turns the signals that ask a program to end into an exception, so that it can clean up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
-    """A signal asks us to stop. No Exception: nothing on the way may take it for an error."""
+    """A signal asks us to stop. Not an Exception, so that no handler treats it as an error."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -23,7 +23,7 @@ class Stopped(BaseException):
 
     @property
     def status(self) -> int:
-        """What a shell reports of a program that the signal ended."""
+        """The exit status that a shell reports for this signal."""
         return 128 + self.signum
 
 
@@ -31,12 +31,12 @@ class Stopped(BaseException):
 def signals_raise_stopped(*, second_kills: bool = False) -> Iterator[None]:
     """Inside the block the first signal raises Stopped, and later ones do nothing.
 
-    SIGHUP stays ignored where the caller ignores it, as `nohup` does.
+    SIGHUP stays ignored if the caller ignores it, as `nohup` does.
     second_kills  a second SIGINT or SIGTERM ends the process at once, for work that may be left half done
     """
 
     def raise_stopped(signum: int, _: FrameType | None) -> None:
-        for each in SIGNALS:  # by default a second one must not break into the cleaning up
+        for each in SIGNALS:  # by default a second signal must not interrupt the cleanup
             is_deadly = second_kills and each != signal.SIGHUP
             signal.signal(each, signal.SIG_DFL if is_deadly else signal.SIG_IGN)
         raise Stopped(signum)

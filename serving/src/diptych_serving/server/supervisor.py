@@ -1,7 +1,7 @@
-"""Notices that a running server is no longer well, and decides whether it is started again.
+"""Notices that a running server has become unhealthy, and decides whether to restart it.
 
-tritonserver 2.51.0 does neither itself. The watching is a thread of its own, because a question to a sick
-server takes its whole timeout; the deciding is arithmetic.
+tritonserver 2.51.0 does neither. The watching runs in its own thread, because a request to a hung server
+takes its whole timeout.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from types import TracebackType
 
 from diptych_serving.server.vitals import Vitals
 
-# Two looks at the processes fit between a stub's death and the next question.
+# Two looks at the processes fit between a stub's death and the next request.
 LOOK_S = 1.0
 ASK_EVERY_S = 5.0
 
 
 class Watch:
-    """A context manager: inside the `with`, a thread looks after a server. `fault` says what it has found."""
+    """A context manager: inside the `with`, a thread watches a server. `fault` is what it has found."""
 
     def __init__(self, vitals: Vitals, ask_every_s: float = ASK_EVERY_S) -> None:
         self.fault: str | None = None
@@ -35,7 +35,7 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._is_over.set()  # not joined: it may be waiting for an answer, and touches nothing of ours
+        self._is_over.set()  # not joined: it may be waiting for an answer, and changes nothing
 
     def _look(self) -> None:
         asked_s = time.monotonic()
@@ -49,11 +49,11 @@ class Watch:
 
 @dataclasses.dataclass(kw_only=True)
 class Restarts:
-    """How often in a row, and after which pauses.
+    """How often to restart in a row, and after which pauses.
 
-    max_in_a_row     restarts without a healthy period between them; 0: none, for containers, where what
-                     runs the container restarts it, keeps count and can move it to another machine
-    healthy_after_s  a server that was well for so long is a new beginning
+    max_in_a_row     restarts without a healthy period between them; 0 for containers, which the
+                     orchestrator restarts
+    healthy_after_s  after this healthy time the count starts again
     """
 
     max_in_a_row: int = 5
@@ -63,7 +63,7 @@ class Restarts:
     num_in_a_row: int = 0
 
     def next_pause_s(self, was_well_s: float) -> float | None:
-        """How long to wait before the next start; None: there is to be none."""
+        """Seconds to wait before the next start; None: do not restart."""
         if was_well_s >= self.healthy_after_s:
             self.num_in_a_row = 0
         if self.num_in_a_row >= self.max_in_a_row:

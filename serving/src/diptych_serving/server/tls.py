@@ -1,4 +1,4 @@
-"""Certificates of the gRPC port. Triton has no TLS for HTTP: beside a TLS port, HTTP stays on loopback."""
+"""Certificates of the gRPC port. Triton has no TLS for HTTP, so HTTP then stays on loopback."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from diptych_serving.errors import UserError
 class ServerTls:
     """PEM files.
 
-    certificate  the server's, its intermediates after it
+    certificate  the server's, followed by its intermediates
     key          of that certificate
-    client_ca    who signs the certificates that callers must show; None: callers show none
+    client_ca    authority of the callers' certificates; None: callers need none
     """
 
     certificate: Path
@@ -25,7 +25,7 @@ class ServerTls:
     def from_options(
         cls, certificate: Path | None, key: Path | None, client_ca: Path | None
     ) -> ServerTls | None:
-        """None where none is given. Raises UserError for half of a pair, and for what cannot be read."""
+        """None if none is given. Raises UserError for half of a pair, and for unreadable files."""
         given = {"--tls-cert": certificate, "--tls-key": key, "--tls-client-ca": client_ca}
         if not any(given.values()):
             return None

@@ -1,4 +1,4 @@
-"""Where tritonserver sends its OpenTelemetry spans: one for each step of each request that is traced."""
+"""The collector of tritonserver's OpenTelemetry spans: one span for each step of each traced request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCHEDULE_DELAY_MS = 1000
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tracing:
     """url     of a collector that takes OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces
-    one_in  of so many requests without a caller's trace, one is traced
+    one_in  trace one in this number of the requests without a caller's trace
     """
 
     url: str
@@ -23,7 +23,7 @@ class Tracing:
 
     @classmethod
     def from_options(cls, url: str | None, one_in: int) -> Tracing | None:
-        """What the command line says; None: no tracing. Raises UserError."""
+        """From the command line; None: no tracing. Raises UserError."""
         if url is None:
             return None
         parts = urllib.parse.urlsplit(url)

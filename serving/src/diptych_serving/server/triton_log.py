@@ -1,4 +1,4 @@
-"""Reads tritonserver's log for a person: which model failed and why, which lines deserve to be seen."""
+"""Reads tritonserver's log: which model failed and why, and which lines to show."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 # E1123 18:08:55.3 7191 model_lifecycle.cc:642] "failed to load 'NAME' version 1: Internal: CAUSE\n\nAt:..."
 FAILED_MODEL = re.compile(r"\"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<cause>.*)\"$")
 ERROR_LINE = re.compile(r"^[EF]\d{4} .*?\] \"?(?P<cause>.*?)\"?$|^error: (?P<last>.*)$")
-# A stub that ends this early leaves tritonserver waiting for it for ever.
+# After such an early end tritonserver waits forever (docs/triton.md, 4).
 DEAD_STUB = re.compile(
     r"Failed to preinitialize Python stub: (?P<cause>.*)|(?P<linker>error while loading .*)"
 )
@@ -17,10 +17,10 @@ LOADING = re.compile(r'^I\d{4} .*\] "loading: ([^:"]+):\d+"', re.MULTILINE)
 LOADED = re.compile(r"^I\d{4} .*\] \"successfully loaded '([^']+)'", re.MULTILINE)
 STARTED = re.compile(r'^I\d{4} .*\] "Started HTTPService at (\S+)"', re.MULTILINE)
 TABLE_LINE = re.compile(r"^[+|]")
-# Every server without a GPU says these, and works.
+# Every server without a GPU logs these, and works.
 HARMLESS = ("CudaDriverHelper", "unable to create stream", "NVML", "DCGM", "pinned system memory")
 MAX_LINES = 5
-# Where a GPU is expected, those lines are the ones that say why it is not used.
+# If a GPU is expected, these lines say why it is not used.
 ABOUT_GPUS = re.compile(r"cuda|gpu|nvml|driver|stream|pinned", re.IGNORECASE)
 
 
@@ -40,8 +40,8 @@ def describe_failure(log: str) -> str:
 
 
 def describe_start(log: str) -> str:
-    """What a server that is not ready yet is doing, in one line: the models that it still loads, or that it
-    listens; and the last warning or error, if there was one.
+    """One line about a server that is not ready: the models that it still loads, or where it listens; and its
+    last warning or error.
     """
     begun = dict.fromkeys(LOADING.findall(log))
     loaded = set(LOADED.findall(log))
@@ -58,20 +58,20 @@ def describe_start(log: str) -> str:
 
 
 def find_dead_stub(log: str) -> str | None:
-    """Why a Python model's process ended before it could tell tritonserver."""
+    """Why a Python model's process ended before tritonserver could know."""
     match = DEAD_STUB.search(log)
     return match and (match["cause"] or match["linker"])
 
 
 def describe_missing_gpu(log: str) -> str:
-    """The warnings and errors about GPUs, those too that a server on a CPU may leave aside."""
+    """The warnings and errors about GPUs, including those that do not matter on a CPU."""
     lines = [line for line in log.splitlines() if ABOUT_GPUS.search(line)]
     found = [line for line in lines if (match := TRITON_LINE.match(line)) and match["level"] != "I"]
     return "\n".join(found[:MAX_LINES]) or "its log says nothing about GPUs"
 
 
 def deserves_showing(line: str) -> bool:
-    """Warnings, errors and whatever the models print; not Triton's notices and tables."""
+    """Warnings, errors and the models' output; not Triton's notices and tables."""
     match = TRITON_LINE.match(line)
     if match and match["level"] == "I":
         return False
@@ -83,5 +83,5 @@ def _is_harmless(line: str) -> bool:
 
 
 def _first_words(cause: str) -> str:
-    r"""What comes before the traceback; the log writes line breaks as \n."""
+    r"""The text before the traceback; the log writes line breaks as \n."""
     return cause.partition(r"\n\nAt:")[0].replace(r"\n", "\n").strip()

@@ -1,21 +1,19 @@
-"""Judges from the outside whether a running tritonserver is healthy. It asks and reads; it ends nothing.
+"""Judges from outside whether a running tritonserver is healthy. It ends nothing.
 
-What counts, and why:
+A server is unhealthy if
 
-- A stub that is a zombie for longer than a moment is dead: tritonserver 2.51.0 does not wait for it, does not
-  start another, and says 200 on every health URL. This finds it even where another instance of the same model
-  still answers, so that the question would be answered by luck.
-- Later servers (from 25.12) collect a dead stub when anybody asks whether its model is ready, so it may never
-  be seen as a zombie. A stub that is gone is dead where its version has more instances than living stubs.
-  Otherwise it has ended in order, because its version was unloaded or given fewer instances.
-- An answer that says so ("Stub process ... is not healthy") is proof, for stopped stubs too.
-- Any other error of the server's own to a question as plain as ours is proof when it is repeated: a GPU whose
-  context is lost answers so for ever.
-- A refusal (full queue, time over) and silence prove nothing: a busy server does the same. They become proof
-  when for a long time neither our question nor anybody else's was answered: then nothing moves in there.
-- gRPC can stop responding while HTTP still works: a storm of cancelled calls left 2.51.0 so. So a connection
-  to it is opened too, without a call; silence there, for as long, is proof of its own.
-- That the ensemble is not loaded is somebody's decision: draining, or an administrator's. Not ours to undo.
+- a stub stays a zombie: tritonserver 2.51.0 neither reaps nor replaces it (docs/triton.md, 22). Requests may
+  still be answered by another instance, so they do not show it.
+- a stub is gone and its version has more instances than living stubs. Servers from 25.12 on reap a dead stub,
+  so it may never be seen as a zombie. With fewer instances it has ended normally.
+- an answer says so ("Stub process ... is not healthy"), also for stopped stubs.
+- our plain request gets another server error repeatedly, such as after a GPU's context is lost.
+- for a long time neither our request nor any other was answered. One refusal or timeout means nothing: a busy
+  server does the same.
+- gRPC does not respond to a connection for as long. After a storm of cancelled calls, 2.51.0 did that
+  while HTTP still worked.
+
+An unloaded ensemble is no fault: a drain or an administrator unloaded it.
 """
 
 from __future__ import annotations
@@ -38,11 +36,11 @@ from diptych_serving.server.probe import (
     request,
 )
 
-# Above the longest that an answer takes: a full queue of 256 on two cores is worked off in seconds, but each
-# one of those answers moves the counter. One batch of a large model on a slow CPU is what must fit.
+# Longer than one batch of a large model on a slow CPU: each answer from a full queue counts as a sign of
+# life.
 SILENCE_S = 30.0
 ASK_TIMEOUT_S = 5.0
-# For less, it may be a version that was just unloaded: its stub has ended before Triton collects it.
+# A shorter time may be a version that was just unloaded: its stub ends before Triton reaps it.
 DEAD_S = 2.0
 NUM_ERRORS = 3
 SUCCESSES = re.compile(
@@ -52,11 +50,11 @@ SUCCESSES = re.compile(
 
 @dataclasses.dataclass
 class Vitals:
-    """Of one server, from when it was ready.
+    """The health of one server, from when it was ready.
 
-    pid, http, grpc, metrics  whom to look at; its addresses as (host, port)
+    pid, http, grpc, metrics  its process id; its addresses as (host, port)
     is_secure                 whether gRPC is encrypted
-    silence_s                 without a sign of life, after which nothing moves in there
+    silence_s                 seconds without an answer after which it counts as hung
     """
 
     pid: int
@@ -71,11 +69,12 @@ class Vitals:
         self._life_s = self._grpc_life_s = self.clock()
         self._successes: float | None = None
         self._num_errors = 0
-        self._stubs: dict[int, tuple[str, str]] = {}  # model and version of each that has been seen alive
+        # model and version of each stub that has been seen alive
+        self._stubs: dict[int, tuple[str, str]] = {}
         self._gone_since_s: dict[int, float] = {}
 
     def find_dead_process(self) -> str | None:
-        """Cheap: reads /proc, and asks the server only about a stub that is gone. Returns what has died."""
+        """Cheap: reads /proc, and asks the server only about missing stubs. Returns what has died."""
         now_s = self.clock()
         children = leftovers.children_of(self.pid)
         self._stubs |= {
@@ -91,7 +90,7 @@ class Vitals:
             model, version = self._stubs.get(pid, ("a model", ""))
             if pid in zombies or self._is_short_of_stubs(model, version, living):
                 return f"the process of {model} died (process {pid})"
-            del self._stubs[pid]  # it ended in order
+            del self._stubs[pid]  # it ended normally
         return None
 
     def _is_short_of_stubs(self, model: str, version: str, living: set[int]) -> bool:
@@ -99,14 +98,14 @@ class Vitals:
         return num_instances(*self.http, model, version, ASK_TIMEOUT_S) > num_living
 
     def find_fault(self) -> str | None:
-        """Ask the ensemble, then connect over gRPC, each within ASK_TIMEOUT_S. Returns the fault in words."""
+        """Ask the ensemble, then connect over gRPC, each within ASK_TIMEOUT_S. Returns the fault as text."""
         reply = ask(*self.http, ASK_TIMEOUT_S)
         return self.judge(reply, count_successes(*self.metrics, ASK_TIMEOUT_S)) or self.judge_grpc(
             grpc_responds(*self.grpc, is_secure=self.is_secure, timeout_s=ASK_TIMEOUT_S)
         )
 
     def judge(self, reply: Reply, successes: float | None) -> str | None:
-        """What a reply means, given how many requests of anybody's were answered (None: not to be had)."""
+        """What a reply means, given the number of all answered requests (None: unknown)."""
         now_s = self.clock()
         has_moved = None not in (successes, self._successes) and successes != self._successes
         if successes is not None:
@@ -126,7 +125,7 @@ class Vitals:
         return None
 
     def judge_grpc(self, has_responded: bool) -> str | None:
-        """What it means that gRPC has responded to a connection or has not."""
+        """What it means that gRPC has or has not responded to a connection."""
         now_s = self.clock()
         if has_responded:
             self._grpc_life_s = now_s
@@ -136,7 +135,7 @@ class Vitals:
 
 
 def count_successes(host: str, metrics_port: int, timeout_s: float) -> float | None:
-    """How many requests the ensemble has answered, anybody's; None where the metrics are not to be had."""
+    """The number of requests that the ensemble has answered; None if the metrics are not available."""
     try:
         _, text = request(host, metrics_port, "GET", "/metrics", timeout_s)
     except (OSError, http.client.HTTPException):

@@ -1,4 +1,4 @@
-"""Says what a start waits for, while it waits."""
+"""Reports what a start waits for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from diptych_serving.terminal import say
 
-# When a start that takes longer says it first, and how often again.
+# Seconds before the first report, and between reports.
 FIRST_S, EVERY_S = 10.0, 20.0
 
 
@@ -17,7 +17,7 @@ FIRST_S, EVERY_S = 10.0, 20.0
 def says_what_it_waits_for(
     describe: Callable[[], str], first_s: float = FIRST_S, every_s: float = EVERY_S
 ) -> Iterator[None]:
-    """While the block runs, a thread says how long that has been, and what `describe` answers then."""
+    """While the block runs, a thread reports the time so far and the result of `describe`."""
     is_over = threading.Event()
     began_s = time.monotonic()
 

@@ -16,14 +16,14 @@ from diptych_serving.server.libpython import find_libpython
 if TYPE_CHECKING:
     from diptych_serving.repository.settings import Settings
 
-# Libraries start as many threads as there are cores, in each process anew. Ours are processes by design: one
-# thread each, and what the configs say for PyTorch.
+# Libraries start a thread for each core in every process. Our parallelism is processes: one thread each, and
+# for PyTorch the number in the configs.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 OUR_BACKENDS = Path(__file__).parents[1] / "backends"
 
 
 class Workspace:
-    """Made before the server starts; removed by `leftovers.sweep`, with all else that carries the prefix."""
+    """Made before the server starts; removed by `leftovers.sweep` with everything of its prefix."""
 
     def __init__(
         self, prefix: str, installation: Installation, repository: Path, settings: Settings | None = None
@@ -36,9 +36,9 @@ class Workspace:
         self.environment = self._environment(installation)
 
     def _assemble_backends(self, installation: Installation) -> Path:
-        """The two that our models need: `python` with the right stub, `pytorch` native or else ours."""
+        """The two backends that our models need: `python` with the right stub, `pytorch` native or ours."""
         backends = self.root / "backends"
-        # A copy: Triton refuses a library that is a link out of its backend's directory.
+        # A copy: Triton refuses a library that is a link to outside its backend's directory.
         shutil.copytree(installation.backends / "python", backends / "python")
         shutil.copy2(installation.stub, backends / "python" / STUB)
         is_native = installation.has_native_pytorch
@@ -46,9 +46,9 @@ class Workspace:
         return backends
 
     def _shell_safe(self, repository: Path, settings: Settings | None) -> Path:
-        """Triton starts stubs through an unquoted shell command: a space in the path would break it."""
+        """Triton starts stubs by an unquoted shell command, so the path must be plain (docs/triton.md, 3)."""
         if settings is not None:
-            from diptych_serving.repository import tuned_copy  # and with it what images do without
+            from diptych_serving.repository import tuned_copy  # not in the container images
 
             copy = self.root / tuned_copy.DIRECTORY
             tuned_copy.make_copy(settings, repository, copy)
@@ -60,10 +60,10 @@ class Workspace:
         return link
 
     def _environment(self, installation: Installation) -> dict[str, str]:
-        """What the wheel's parts need: their libraries, libpython, and this very Python with its packages.
+        """Environment for the wheel's server: its libraries, libpython, and this Python with its packages.
 
-        The embedded interpreter ignores PYTHONPATH and PYTHONHOME. It looks for `python3` in PATH and takes
-        the virtual environment that it finds there.
+        The embedded interpreter ignores PYTHONPATH and PYTHONHOME. It uses the virtual environment of the
+        `python3` in PATH.
         """
         environment = {**os.environ, **ONE_THREAD}
         if installation.libraries is None:
