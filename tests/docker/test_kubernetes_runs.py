@@ -1,4 +1,4 @@
-"""What docker/kubernetes runs, run here: init containers, probes, the autoscaler's query on a real server."""
+"""What docker/kubernetes runs, run here: init containers, the autoscaler's query, generated objects."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ import runpy
 import shutil
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import yaml
 
-from diptych_serving.repository.layout import ENSEMBLE, STEPS
-from diptych_serving.server import Server, ServerConfig
 from diptych_serving.server.gpu import has_gpu
 from tests.helpers.image_layout import SERVING
-from tests.helpers.kubernetes_manifests import KUBERNETES, Manifest, pod_of, render_overlay, serving_of, the
-from tests.helpers.tiny_repository import build_tiny_repository
+from tests.helpers.kubernetes_manifests import (
+    KUBERNETES,
+    Manifest,
+    autoscaling_query,
+    pod_of,
+    recording_rules,
+    render_overlay,
+    serving_of,
+    the,
+)
+from tests.helpers.repository_files import lay_out_repository
 
 
 def entry_point() -> list[str]:
@@ -46,7 +52,7 @@ def run_container(container: Manifest, directories: Mapping[str, Path], *more: s
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A volume with one release."""
     releases = tmp_path_factory.mktemp("releases")
-    build_tiny_repository(releases / "1", target="gpu")
+    lay_out_repository(releases / "1", target="gpu")
     return releases
 
 
@@ -66,38 +72,6 @@ def test_the_gpu_overlay_refuses_to_serve_from_a_cpu(release):
     assert has_gpu() or "--gpu required" in output
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The real tritonserver, after it has answered."""
-    repository = build_tiny_repository(tmp_path_factory.mktemp("kubernetes") / "model_repository")
-    with Server(repository, ServerConfig.on_free_ports()) as running:
-        running.wait_until_ready()
-        yield running
-
-
-def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=30) as response:
-        return response.read().decode()
-
-
-def test_a_ready_server_answers_the_probes(running):
-    serving = serving_of(pod_of(render_overlay("cpu")))
-    ports_here = ["--http-port", str(running.ports.http), "--metrics-port", str(running.ports.metrics)]
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        command = serving[probe]["exec"]["command"]
-        assert run_container({"command": [*command, *ports_here]}, {}) == (0, ""), probe
-
-
-def recording_rules() -> dict[str, str]:
-    rule = the(render_overlay("cpu"), "PrometheusRule")
-    rules = [each for group in rule["spec"]["groups"] for each in group["rules"]]
-    return {each["record"]: each["expr"] for each in rules if "record" in each}
-
-
-def autoscaling_query() -> str:
-    return the(render_overlay("cpu"), "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
-
-
 def test_the_autoscaler_asks_for_a_recorded_series_of_the_monitored_pods():
     (series,) = set(re.findall(r"diptych:[a-z0-9_:]+", autoscaling_query()))
     assert series in recording_rules()
@@ -105,18 +79,6 @@ def test_the_autoscaler_asks_for_a_recorded_series_of_the_monitored_pods():
     assert set(re.findall(r'job="([^"]+)"', autoscaling_query())) == {
         f"{monitor['namespace']}/{monitor['name']}"
     }
-
-
-def test_that_series_is_made_of_metrics_that_a_real_server_exposes_for_every_step(running):
-    (series,) = set(re.findall(r"diptych:[a-z0-9_:]+", autoscaling_query()))
-    expression = recording_rules()[series]
-    metrics = set(re.findall(r"\bnv_\w+", expression))
-    assert metrics == {"nv_inference_queue_duration_us", "nv_inference_request_success"}
-    for models in set(re.findall(r'model=~"([^"]+)"', expression)):
-        assert set(models.split("|")) == set(STEPS)  # never the ensemble, whose queue is always empty
-    exposed = get(running.metrics_url)
-    for metric in metrics:
-        assert set(re.findall(rf'^{metric}{{model="(\w+)"', exposed, re.MULTILINE)) == {*STEPS, ENSEMBLE}
 
 
 def test_without_traffic_the_autoscaler_sees_zero_and_without_the_series_nothing(tmp_path):

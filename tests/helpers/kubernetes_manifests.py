@@ -83,3 +83,13 @@ def walk(value: Any) -> Iterator[Any]:
     elif isinstance(value, list):
         for each in value:
             yield from walk(each)
+
+
+def recording_rules() -> dict[str, str]:
+    rule = the(render_overlay("cpu"), "PrometheusRule")
+    rules = [each for group in rule["spec"]["groups"] for each in group["rules"]]
+    return {each["record"]: each["expr"] for each in rules if "record" in each}
+
+
+def autoscaling_query() -> str:
+    return the(render_overlay("cpu"), "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]

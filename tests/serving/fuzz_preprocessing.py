@@ -32,7 +32,7 @@ with atheris.instrument_imports(
 
 from tests.bombs import overlapping_exif
 from tests.helpers.raw_wire import tells_of_our_insides
-from tests.helpers.tiny_repository import tiny_tokenizer
+from tests.helpers.repository_files import tiny_tokenizer
 
 MAX_CPU_S = 1.0
 MAX_GROWTH_MIB = 160

@@ -7,19 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from typer.testing import CliRunner
 
-from diptych.cli.main import app
 from diptych_client import Client, InvalidInput
 from diptych_serving.errors import UserError
 from diptych_serving.release.activation import activate
 from diptych_serving.repository.signing import load_private_key, load_public_key, sign_manifest
 from diptych_serving.repository.verification import verify_loaded, verify_version
 from diptych_serving.server import ServerConfig, Supervision, serve
-from tests.helpers.tiny_repository import build_tiny_repository, write_manifest
+from tests.helpers.certificates import write_key_pair
+from tests.helpers.repository_files import lay_out_repository, write_manifest
 
 MANIFEST = "classifier/1/manifest.json"
 
@@ -33,17 +31,13 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("another", Ed25519PrivateKey.generate()),
         ("elliptic", ec.generate_private_key(ec.SECP256R1())),
     ):
-        pem, kind = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-        private = key.private_bytes(pem, kind, serialization.NoEncryption())
-        public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
-        (directory / f"{name}.key").write_bytes(private)
-        (directory / f"{name}.pub").write_bytes(public)
+        write_key_pair(directory / name, key)
     return directory
 
 
 @pytest.fixture(scope="module")
 def signed(tmp_path_factory: pytest.TempPathFactory, keys: Path) -> Path:
-    repository = build_tiny_repository(tmp_path_factory.mktemp("signed") / "model_repository")
+    repository = lay_out_repository(tmp_path_factory.mktemp("signed") / "model_repository")
     sign_manifest(repository / MANIFEST, load_private_key(keys / "ours.key"))
     return repository
 
@@ -131,22 +125,3 @@ def test_keys_of_another_kind_are_refused_with_the_way_to_make_one(keys: Path, t
             load_public_key(path)
     with pytest.raises(UserError, match=r"--sign .*missing.key: No such file"):
         load_private_key(tmp_path / "missing.key")
-
-
-def test_the_commands_take_the_keys(tiny_run: object, repository: Path, keys: Path, tmp_path: Path) -> None:
-    runner = CliRunner()
-    made = tmp_path / "made"
-    run = str(tiny_run.directory)  # type: ignore[attr-defined]
-    arguments = ["export", run, "--to", str(made), "--precision", "fp32", "--sign", str(keys / "ours.key")]
-    runner.invoke(app, arguments, catch_exceptions=False)
-    activate = ["release", "activate", str(made), "--require-signature"]
-    done = runner.invoke(app, [*activate, str(keys / "ours.pub")], catch_exceptions=False)
-    assert "version 1 serves" in done.output
-    with pytest.raises(UserError, match="is not the signature"):
-        runner.invoke(app, [*activate, str(keys / "another.pub")], catch_exceptions=False)
-    with pytest.raises(UserError, match="is not the signature"):
-        runner.invoke(
-            app,
-            ["serve", str(made), "--require-signature", str(keys / "another.pub")],
-            catch_exceptions=False,
-        )

@@ -1,4 +1,4 @@
-"""The hand-written configs: each parses, they chain up, and TorchScript's arguments carry their names."""
+"""The hand-written configs: each parses, and they chain up."""
 
 import itertools
 from pathlib import Path
@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
-
-from tests.helpers.tiny_repository import build_tiny_repository, load_script
 
 SOURCE = Path(__file__).parents[2] / "model_repository"
 MODELS = ["classifier", "fusion_head", "image_encoder", "preprocess", "tally", "text_encoder"]
@@ -18,15 +16,6 @@ NATIVE_PARAMETERS = {"ENABLE_JIT_PROFILING", "INTRA_OP_THREAD_COUNT", "ENABLE_WE
 
 def read_config(model: str) -> ModelConfig:
     return text_format.Parse((SOURCE / model / "config.pbtxt").read_text("utf-8"), ModelConfig())
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    return build_tiny_repository(tmp_path_factory.mktemp("contract") / "model_repository")
-
-
-def test_every_directory_is_a_model_of_the_design():
-    assert sorted(path.name for path in SOURCE.iterdir()) == MODELS
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -81,13 +70,6 @@ def test_both_inputs_of_the_public_contract_are_optional_bytes():
         ("image", [1], True),
         ("text", [1], True),
     ]
-
-
-@pytest.mark.parametrize("model", TORCHSCRIPT)
-def test_the_arguments_of_forward_carry_the_configs_names(repository, model):
-    module = load_script(repository / model / "1/model.pt")
-    arguments = [argument.name for argument in module.forward.schema.arguments[1:]]
-    assert arguments == [tensor.name for tensor in read_config(model).input]
 
 
 @pytest.mark.parametrize("model", TORCHSCRIPT)

@@ -35,7 +35,7 @@ from diptych_serving.repository.lock import only_one
 from diptych_serving.repository.verification import verify_loaded
 from tests.helpers.crashing_release import ANSWER, DONE, REFUSED, STOPPED, Crash, FakeServer, run
 from tests.helpers.releasing import contents, run_command
-from tests.helpers.tiny_repository import SOURCE
+from tests.helpers.repository_files import SOURCE
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["diptych_serving.release.activation"])

@@ -19,7 +19,7 @@ from diptych_serving.repository.settings import Settings, apply_settings
 from diptych_serving.repository.verification import verify_loaded
 from diptych_serving.server import leftovers
 from diptych_serving.server.admin_key import KEY_FILE, AdminKey, find_admin_key
-from tests.helpers.tiny_repository import build_tiny_repository
+from tests.helpers.repository_files import lay_out_repository
 
 NOBODY, SOMEBODY = 65534, 12345
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
@@ -58,7 +58,7 @@ def mode_of(path: Path) -> int:
 
 
 def test_under_a_strict_umask_configs_stay_readable_for_the_server(tmp_path: Path) -> None:
-    repository = build_tiny_repository(tmp_path / "model_repository")
+    repository = lay_out_repository(tmp_path / "model_repository")
     configs = sorted(repository.glob(f"*/{CONFIG_FILE}"))
     for config, mode in zip(configs, (0o644, 0o664, 0o640, 0o600, 0o444, 0o644), strict=True):
         config.chmod(mode)
@@ -111,7 +111,7 @@ def test_a_user_who_would_take_a_file_from_its_owner_is_refused(shared: Path) ->
 
 @needs_root
 def test_a_config_that_cannot_be_read_is_one_line(shared: Path) -> None:
-    repository = build_tiny_repository(shared / "model_repository")
+    repository = lay_out_repository(shared / "model_repository")
     os.chmod(repository / "preprocess/config.pbtxt", 0o600)
     with as_user(NOBODY):
         assert serving_version(repository) == 1

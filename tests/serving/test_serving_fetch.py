@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from diptych_serving.repository.verification import verify_loaded
-from tests.helpers.tiny_repository import build_tiny_repository
+from tests.helpers.repository_files import lay_out_repository
 
 MODULE = [sys.executable, "-m", "diptych_serving.fetch"]
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_repository(tmp_path_factory.mktemp("releases") / "1")
+    return lay_out_repository(tmp_path_factory.mktemp("releases") / "1")
 
 
 def fetch(

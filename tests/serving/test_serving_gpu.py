@@ -15,7 +15,7 @@ from diptych_serving.repository.settings import Settings, apply_settings, settin
 from diptych_serving.server import placement
 from diptych_serving.server.triton_log import describe_missing_gpu
 from tests.helpers.fake_cuda import fake_driver
-from tests.helpers.tiny_repository import build_tiny_repository
+from tests.helpers.repository_files import lay_out_repository
 
 TOO_OLD_DRIVER = (
     "E0101 00:00:00.1 7 cuda_driver_helper.cc:1] CudaDriverHelper has not been initialized.\n"
@@ -81,7 +81,7 @@ def test_a_library_that_is_no_driver_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def for_gpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_repository(tmp_path_factory.mktemp("gpu") / "model_repository", target="gpu")
+    return lay_out_repository(tmp_path_factory.mktemp("gpu") / "model_repository", target="gpu")
 
 
 def check(repository: Path, environment: dict[str, str], *options: str) -> tuple[int, str]:
@@ -110,7 +110,7 @@ def test_a_repository_for_gpus_passes_where_the_driver_is_new_enough_and_not_whe
 
 
 def test_a_repository_for_cpus_is_refused_where_a_gpu_is_required(tmp_path: Path) -> None:
-    repository = build_tiny_repository(tmp_path / "models", target="cpu")
+    repository = lay_out_repository(tmp_path / "models", target="cpu")
     status, message = check(repository, fake_driver(tmp_path / "cuda"), "--gpu", "required")
     assert status == 1
     assert "was exported for CPUs, and --gpu required was given" in message
@@ -137,7 +137,7 @@ def test_a_containers_limit_counts_as_its_cores(
 
 
 def test_more_instances_than_cores_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    repository = build_tiny_repository(tmp_path / "models", target="cpu")
+    repository = lay_out_repository(tmp_path / "models", target="cpu")
     apply_settings(Settings.for_cores(8), repository)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     assert "image_encoder has 8 instances, and there are 2 cores here" in str(
@@ -157,7 +157,7 @@ def test_an_export_for_gpus_does_not_depend_on_the_cores_of_the_machine_that_exp
 
 
 def test_every_torchscript_model_gets_the_same_number_of_threads(tmp_path: Path) -> None:
-    repository = build_tiny_repository(tmp_path / "models")
+    repository = lay_out_repository(tmp_path / "models")
     apply_settings(Settings(encoder_threads=3), repository)
     line = re.compile(r'"INTRA_OP_THREAD_COUNT" value \{ string_value: "(\d+)"')
     found = {path.parent.name: line.findall(path.read_text()) for path in repository.glob("*/config.pbtxt")}

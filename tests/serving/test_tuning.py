@@ -22,7 +22,7 @@ from diptych_serving.repository.tuned_copy import make_copy, update_copy
 from diptych_serving.tuning.chart import plot_trials
 from diptych_serving.tuning.closed_loop import Load, load_items, measure, save_items
 from diptych_serving.tuning.search import Trial, axes_for, search
-from tests.helpers.tiny_repository import build_tiny_repository
+from tests.helpers.repository_files import lay_out_repository
 
 LIMIT_MS = 100.0
 TUNED = Settings(
@@ -111,7 +111,7 @@ def test_throughput_over_the_limit_or_with_errors_does_not_count() -> None:
 
 
 def test_settings_are_written_into_every_config_and_comments_stay(tmp_path: Path) -> None:
-    repository = build_tiny_repository(tmp_path / "model_repository")
+    repository = lay_out_repository(tmp_path / "model_repository")
     before = {path: path.read_text() for path in repository.glob("*/config.pbtxt")}
     apply_settings(TUNED, repository)
     configs = {
@@ -139,7 +139,7 @@ def test_settings_are_written_into_every_config_and_comments_stay(tmp_path: Path
 
 
 def test_a_tuned_copy_shares_the_files_and_leaves_the_original_alone(tmp_path: Path) -> None:
-    repository, copy = build_tiny_repository(tmp_path / "model_repository"), tmp_path / "copy"
+    repository, copy = lay_out_repository(tmp_path / "model_repository"), tmp_path / "copy"
     make_copy(TUNED, repository, copy)
     assert (copy / "image_encoder/1/model.pt").samefile(repository / "image_encoder/1/model.pt")
     assert "max_batch_size: 32" in (repository / "classifier/config.pbtxt").read_text()
@@ -147,7 +147,7 @@ def test_a_tuned_copy_shares_the_files_and_leaves_the_original_alone(tmp_path: P
 
 
 def test_a_tuned_copy_follows_what_a_release_changes_and_touches_nothing_else(tmp_path: Path) -> None:
-    repository, copy = build_tiny_repository(tmp_path / "model_repository"), tmp_path / "copy"
+    repository, copy = lay_out_repository(tmp_path / "model_repository"), tmp_path / "copy"
     make_copy(TUNED, repository, copy)
     untouched = (copy / "tally/config.pbtxt").stat()
     for model in ("classifier", "image_encoder"):
@@ -170,7 +170,7 @@ def test_a_tuned_copy_follows_what_a_release_changes_and_touches_nothing_else(tm
 
 
 def test_a_config_that_was_rewritten_by_hand_is_named(tmp_path: Path) -> None:
-    repository = build_tiny_repository(tmp_path / "model_repository")
+    repository = lay_out_repository(tmp_path / "model_repository")
     config = repository / "image_encoder/config.pbtxt"
     config.write_text(config.read_text().replace("instance_group [ { count: 1 } ]", "instance_group []"))
     with pytest.raises(UserError, match=r"image_encoder/config.pbtxt: 0 lines match .*by hand"):

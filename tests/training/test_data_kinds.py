@@ -24,7 +24,7 @@ from diptych.data.catalogue import read_catalogue
 from diptych.data.items import Item
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import PreprocessingSpec, Preprocessor
-from tests.helpers.tiny_repository import tiny_tokenizer
+from tests.helpers.repository_files import tiny_tokenizer
 
 PREPROCESSOR = Preprocessor(PreprocessingSpec(image_size_px=32, max_tokens=16), tiny_tokenizer().to_str())
 TEXT = "image_path,description,category\n,a red Größe 中文,art\n,a blue cat,tools\n"

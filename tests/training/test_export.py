@@ -83,6 +83,15 @@ def read_ensemble(repository: Path) -> ModelConfig:
     return text_format.Parse((repository / "classifier/config.pbtxt").read_text(), ModelConfig())
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_the_arguments_of_forward_carry_the_configs_names(
+    parts: dict[str, torch.jit.ScriptModule], exported_repository: Path, part: str
+) -> None:
+    config = text_format.Parse((exported_repository / part / "config.pbtxt").read_text(), ModelConfig())
+    arguments = [argument.name for argument in parts[part].forward.schema.arguments[1:]]
+    assert arguments == [tensor.name for tensor in config.input]
+
+
 def test_a_repository_holds_one_complete_version_of_every_model(exported_repository: Path) -> None:
     assert sorted(contents(exported_repository)) == sorted(
         [

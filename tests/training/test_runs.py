@@ -225,3 +225,19 @@ def test_a_cut_checkpoint_is_one_message_that_says_what_to_do(tmp_path: Path) ->
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(UserError, match=f"{path}: damaged, .* Delete {tmp_path} to start anew"):
         load_checkpoint(tmp_path, {})
+
+
+def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(tiny_config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / UNFINISHED).mkdir(parents=True)
+    (out / UNFINISHED / f"{CHECKPOINT_FILE}.tmp").write_bytes(b"the first half of")
+    run = train(load_config(tiny_config, ["train.epochs=1"]), out)
+    assert len(json.loads((run.directory / "history.json").read_text())) == 1
+
+
+def test_a_checkpoint_of_another_config_is_refused(tiny_config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / UNFINISHED).mkdir(parents=True)
+    torch.save({"fingerprint": {"settings": "others"}}, out / UNFINISHED / CHECKPOINT_FILE)
+    with pytest.raises(UserError, match="belongs to a run with other settings and labels and "):
+        train(load_config(tiny_config, ["train.epochs=1"]), out)

@@ -186,3 +186,10 @@ def test_a_prediction_is_drawn_with_and_without_its_picture(tiny_run: Run, tmp_p
         )
         with Image.open(path) as drawn:
             assert drawn.width > 1000
+
+
+def test_training_stops_when_nothing_gets_better(tiny_config: Path, tmp_path: Path) -> None:
+    patience = ["train.patience=2", 'train.keep="val_macro_f1"']
+    config = load_config(tiny_config, ["train.epochs=50", *patience, "train.lr=1e-9"])
+    history = json.loads((train(config, tmp_path / "run").directory / "history.json").read_text())
+    assert len(history) < 20

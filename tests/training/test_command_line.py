@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image
 
 from diptych.cli.main import main as cli
 from diptych.runs.run import Run
+from tests.helpers.certificates import write_key_pair
 
 Diptych = Callable[..., tuple[int, str, str]]
 
@@ -141,3 +143,16 @@ def test_the_installed_command_fails_without_a_traceback(arguments: list[str], m
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: {message}")
     assert "Traceback" not in done.stderr
+
+
+def test_the_commands_take_the_keys(diptych: Diptych, tiny_run: Run, tmp_path: Path) -> None:
+    for name in ("ours", "another"):
+        write_key_pair(tmp_path / name, Ed25519PrivateKey.generate())
+    made, ours = tmp_path / "made", tmp_path / "ours.key"
+    options = ["--to", made, "--precision", "fp32", "--sign", ours]
+    assert diptych("export", tiny_run.directory, *options)[0] == 0
+    activate = ["release", "activate", made, "--require-signature"]
+    assert "version 1 serves" in diptych(*activate, tmp_path / "ours.pub")[1]
+    assert "is not the signature" in diptych(*activate, tmp_path / "another.pub")[2]
+    serve = ["serve", made, "--require-signature", tmp_path / "another.pub"]
+    assert "is not the signature" in diptych(*serve)[2]

@@ -19,7 +19,6 @@ from diptych.config.loader import load_config
 from diptych.runs.checkpoint import CHECKPOINT_FILE
 from diptych.runs.directory import UNFINISHED
 from diptych.train.train import train
-from diptych_serving.errors import UserError
 
 END_TO_END = ["train.freeze_backbones=false", "train.epochs=3", "train.batch_size=8", "augment.pictures=true"]
 
@@ -72,29 +71,6 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_with_the_same_weights(
 def position_in(checkpoint: Path) -> dict[str, int]:
     position: dict[str, int] = torch.load(checkpoint, weights_only=True)["position"]
     return position
-
-
-def test_a_half_written_checkpoint_is_never_taken_for_a_whole_one(tiny_config: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    (out / UNFINISHED).mkdir(parents=True)
-    (out / UNFINISHED / f"{CHECKPOINT_FILE}.tmp").write_bytes(b"the first half of")
-    run = train(load_config(tiny_config, ["train.epochs=1"]), out)
-    assert len(json.loads((run.directory / "history.json").read_text())) == 1
-
-
-def test_a_checkpoint_of_another_config_is_refused(tiny_config: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    (out / UNFINISHED).mkdir(parents=True)
-    torch.save({"fingerprint": {"settings": "others"}}, out / UNFINISHED / CHECKPOINT_FILE)
-    with pytest.raises(UserError, match="belongs to a run with other settings and labels and "):
-        train(load_config(tiny_config, ["train.epochs=1"]), out)
-
-
-def test_training_stops_when_nothing_gets_better(tiny_config: Path, tmp_path: Path) -> None:
-    patience = ["train.patience=2", 'train.keep="val_macro_f1"']
-    config = load_config(tiny_config, ["train.epochs=50", *patience, "train.lr=1e-9"])
-    history = json.loads((train(config, tmp_path / "run").directory / "history.json").read_text())
-    assert len(history) < 20
 
 
 def test_two_processes_end_like_one_with_the_same_global_batch(tiny_config: Path, tmp_path: Path) -> None:

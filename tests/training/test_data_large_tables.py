@@ -27,7 +27,7 @@ from diptych.data.items import Item
 from diptych.location import Location
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import PreprocessingSpec, Preprocessor
-from tests.helpers.tiny_repository import tiny_tokenizer
+from tests.helpers.repository_files import tiny_tokenizer
 
 SPEC = PreprocessingSpec(image_size_px=32, max_tokens=16)
 READER = Preprocessor(SPEC, tiny_tokenizer().to_str())

@@ -17,7 +17,7 @@ from diptych.data.dataset import ItemDataset, load_batches
 from diptych.data.items import Item
 from diptych.location import Location
 from diptych_serving.preprocessing import Preprocessor, PreprocessingSpec
-from tests.helpers.tiny_repository import tiny_tokenizer
+from tests.helpers.repository_files import tiny_tokenizer
 
 item = Item(table=Location("t.csv"), line=2, image=Location(sys.argv[1]), text="a cat", category="art")
 preprocessor = Preprocessor(PreprocessingSpec(image_size_px=512, max_tokens=8), tiny_tokenizer().to_str())

@@ -13,13 +13,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bench.served import END_TIMEOUT_S, ServedProcess
 from diptych_client import Client
 from diptych_serving.repository.signing import load_private_key, sign_manifest
 from diptych_serving.server.installation import find_installation
+from tests.helpers.certificates import write_key_pair
 from tests.helpers.image_layout import SERVING, lay_out, link_signature_packages
 
 
@@ -35,15 +35,8 @@ def python(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
     """ours.key, with which the repository is signed, ours.pub and another.pub."""
-    pem = serialization.Encoding.PEM
     for name in ("ours", "another"):
-        key = Ed25519PrivateKey.generate()
-        (tmp_path / f"{name}.pub").write_bytes(
-            key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
-        )
-        (tmp_path / f"{name}.key").write_bytes(
-            key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        )
+        write_key_pair(tmp_path / name, Ed25519PrivateKey.generate())
     return tmp_path
 
 
