@@ -21,7 +21,7 @@ export DIPTYCH_TAG ?= 0.1.0
 PROFILE ?= $(if $(wildcard /dev/nvidiactl),gpu,cpu)
 COMPOSE := docker compose --file docker/compose.yaml
 
-.PHONY: help setup demo test check check-client lint format serve loadtest bench bench-gpu overhead \
+.PHONY: help setup demo check check-client test test-faults test-all lint format serve loadtest bench bench-gpu overhead \
 	lint-kubernetes kubernetes-rules images up down prove-images clean
 
 help: ## list the targets
@@ -56,14 +56,28 @@ demo: $(EXPORTED) ## the main job on real data: train, evaluate, export, serve, 
 	@$(BIN)/diptych evaluate $(RUN)
 	@$(BIN)/diptych demo $(RUN) $(REPOSITORY) --plot prediction.png
 
+# A test's directory says what it needs. fast: neither torch nor a server. model: torch. server: a tritonserver.
+# faults: kills, overload, full disks, containers; long.
+FAST_TESTS := tests/client tests/serving tests/loadtest tests/docker tests/docs
+MODEL_TESTS := tests/training tests/bench
+SERVER_TESTS := tests/e2e
+FAULT_TESTS := tests/faults
 # Many tests wait for servers, so two files at a time take about half as long, on two cores too.
 # One thread each: with more, the two processes' threads wait for one another.
 TEST_WORKERS ?= 2
-test: $(SETUP) ## all tests, those against the real tritonserver included
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
-check: lint ## ruff, mypy, unit and contract tests
-	@$(BIN)/python -m pytest --ignore tests/e2e
+check: lint ## ruff, mypy, and the fast tests: neither torch nor a server
+	@$(PYTEST) $(FAST_TESTS)
+
+test: $(SETUP) ## the tests that load torch and start a tritonserver too
+	@$(PYTEST) $(FAST_TESTS) $(MODEL_TESTS) $(SERVER_TESTS)
+
+test-faults: $(SETUP) ## the tests that kill, overload and contain servers: long
+	@$(PYTEST) $(FAULT_TESTS)
+
+test-all: $(SETUP) ## all tests
+	@$(PYTEST)
 
 # The client promises more Pythons and NumPys than the rest. Its tests need no server, no torch and no other package here.
 CLIENT_CHECK = build/client-check-$(notdir $(PYTHON))
