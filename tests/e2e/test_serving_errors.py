@@ -10,7 +10,8 @@ from diptych_serving.server import Server, ServerConfig, serve
 from diptych_serving.server.ports import Ports
 from diptych_serving.server.triton_log import describe_failure
 from tests.helpers.python_stubs import needs_python_stubs
-from tests.helpers.tiny_repository import SOURCE, build_tiny_repository
+from tests.helpers.repository_files import SOURCE
+from tests.helpers.tiny_repository import build_tiny_repository
 
 FREE = ServerConfig.on_free_ports()
 
