@@ -129,7 +129,7 @@ def test_the_command_shows_and_clears(
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["diptych", "cache", *arguments])
         with pytest.raises(SystemExit):
-            cli.main()
+            cli()
         return capsys.readouterr().out
 
     shown = run()

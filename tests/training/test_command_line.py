@@ -29,7 +29,7 @@ def diptych(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["diptych", *map(str, arguments)])
         with pytest.raises(SystemExit) as exited:
-            cli.main()
+            cli()
         printed = capsys.readouterr()
         return int(exited.value.code or 0), printed.out, printed.err
 
