@@ -24,16 +24,23 @@ from tests.helpers.catalogues import WORDS, make_catalogue
 from tests.helpers.once import once
 
 
-def make_text_backbone(directory: Path) -> Path:
-    """A BERT of two small layers in the hub's own format, with a tokenizer that knows the words above."""
+def save_tokenizer(directory: Path, **options: str) -> None:
+    """One that knows the catalogues' words; its padding is 0 and its end of text 3."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     known = [*special, "a", "and", "number", *" ".join(WORDS.values()).split()]
     vocabulary = {word: index for index, word in enumerate(known)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", **options
+    )
     fast.save_pretrained(directory)
+
+
+def make_text_backbone(directory: Path) -> Path:
+    """A BERT of two small layers in the hub's own format, with such a tokenizer."""
+    save_tokenizer(directory)
     BertConfig(
         vocab_size=300,
         hidden_size=32,

@@ -90,7 +90,7 @@ def test_a_backbone_that_loses_labels_in_16_bits_stays_in_fp32_and_export_says_s
     assert (gated.precision.image, gated.precision.text) == ("fp32", "bf16")
     assert re.fullmatch(r"bf16 keeps \d+\.\d% of the labels, below 99\.5%", gated.precision.note)
 
-    model.text_encoder.backbone = FailsIn16Bits(model.text_encoder.backbone)
+    model.text_encoder.backbone.head = FailsIn16Bits(model.text_encoder.backbone.head)
     _, gated = export(run, tmp_path / "second", Precision(image="bf16", text="bf16"))
     assert (gated.precision.image, gated.precision.text) == ("fp32", "fp32")
     assert re.search(r"fp32 image, bf16 text keeps .*; fp32 instead$", gated.precision.note)

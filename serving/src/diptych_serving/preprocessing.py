@@ -210,7 +210,9 @@ class Preprocessor:
         self.spec = spec
         self.tokenizer_json = tokenizer_json
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        self._tokenizer.enable_truncation(max_length=spec.max_tokens)
+        # Which end is cut is the authors' choice: the file keeps it.
+        side = (self._tokenizer.truncation or {}).get("direction", "right")
+        self._tokenizer.enable_truncation(max_length=spec.max_tokens, direction=side)
         self._tokenizer.no_padding()  # `tokens` pads on the right, whatever the tokenizer's own setting
         self._pad_id = _pad_id_of(tokenizer_json)
         self._num_special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)

@@ -38,9 +38,14 @@ def save_tensors(
     try:
         unfinished.touch()
         mode = unfinished.stat().st_mode
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata or {})
-        )
+        # Copies: a tensor that two layers share, as BART's embeddings, is refused by `save_file`.
+        seen: set[int] = set()
+        unshared = {}
+        for name, tensor in tensors.items():
+            address = tensor.untyped_storage().data_ptr()
+            unshared[name] = tensor.clone() if address in seen else tensor.contiguous()
+            seen.add(address)
+        save_file(unshared, unfinished, dict(metadata or {}))
         unfinished.chmod(mode)
         unfinished.rename(path)
     except SafetensorError as error:

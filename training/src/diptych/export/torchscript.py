@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 
+from diptych.export.devices import follow_input_device, require_no_device
 from diptych.export.precision import FP32, Numbers, Precision
 from diptych.models.classifier import Classifier, Inputs
 from diptych_serving.release.in_process import Parts, run_chain
@@ -74,6 +75,8 @@ def to_torchscript(
         warnings.filterwarnings(
             "ignore", message=".*is deprecated and will be removed", category=FutureWarning
         )
+        # DeBERTa makes tensors of sizes, which are tensors while they are traced.
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor", category=UserWarning)
         # PyTorch has moved its quantisation to a package of its own, which does not give TorchScript.
         warnings.filterwarnings("ignore", message=".*torch.ao.quantization", category=DeprecationWarning)
         image.backbone = _in_numbers(image.backbone, precision.image)
@@ -84,7 +87,13 @@ def to_torchscript(
         image.backbone = torch.jit.trace(image.backbone, (pixels,), check_trace=False)
         tokens = (example.input_ids, example.attention_mask)
         text.backbone = torch.jit.trace(text.backbone, tokens, check_trace=False)
-        return {name: torch.jit.freeze(torch.jit.script(part)) for name, part in eager_parts(model).items()}
+        frozen = {
+            name: follow_input_device(torch.jit.freeze(torch.jit.script(part)))
+            for name, part in eager_parts(model).items()
+        }
+    for name, part in frozen.items():
+        require_no_device(name, part)
+    return frozen
 
 
 def save_parts(parts: Mapping[str, torch.jit.ScriptModule], directories: Mapping[str, Path]) -> None:

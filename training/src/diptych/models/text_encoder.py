@@ -2,30 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.nn import functional as F
+from transformers import PretrainedConfig, PreTrainedModel
 
+from diptych.config.sections import Pooling
 from diptych.models.projection import Projection
+
+CLIP_TEXT = ("clip", "clip_text_model")
+SEE_PADDING = ("siglip_text_model", "siglip2_text_model")
 
 
 class PooledBackbone(nn.Module):
-    """A Hugging Face encoder whose output is one vector a text."""
+    """A Hugging Face encoder whose output is one vector a text.
 
-    def __init__(self, encoder: PreTrainedModel, pooling: Literal["mean", "cls"]):
+    The encoder gets the ordinary mask of two dimensions and makes of it what its architecture needs: causal,
+    sliding windows, boolean or additive. Where a text ends in the padding of its batch it must answer as it
+    does alone; `fidelity.py` checks it.
+
+    pooling       'mean' over real tokens, the first token ('cls'), the last real one ('last'), or the first
+                  end-of-text token ('eos')
+    head          what the model's authors apply to the pooled vector, such as CLIP's projection
+    architecture  what the encoder is rebuilt from; default: its own config
+    """
+
+    def __init__(
+        self,
+        encoder: PreTrainedModel,
+        pooling: Pooling,
+        head: nn.Module | None = None,
+        architecture: PretrainedConfig | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
+        self.head = head or nn.Identity()
+        self.architecture = architecture or encoder.config
+        config = encoder.config
+        # SigLIP was trained on texts padded to one length. Its attention sees the padding, and its embedding
+        # is that of the last position.
+        self.is_padded_to_full_length = config.model_type in SEE_PADDING
+        self.full_length = int(getattr(config, "max_position_embeddings", None) or 0)
+        self.pad_id = int(getattr(config, "pad_token_id", None) or 0)
+        eos = getattr(config, "eos_token_id", None)
+        # CLIP's first configs name 2, which is wrong: their end of text is the highest id.
+        self.eos_id = None if eos == 2 and config.model_type in CLIP_TEXT else _first(eos)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(P, L) int64, (P, L) int64 -> (P, D) float32"""
-        # As four dimensions the encoder takes the mask as it is; one that it builds itself would be
-        # traced with the device of this machine inside.
-        mask = attention_mask[:, None, None, :].bool()
-        hidden = self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        return hidden[:, 0] if self.pooling == "cls" else pool_tokens(hidden, attention_mask)
+        if not self.is_padded_to_full_length:
+            hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            return self.head(self.pool(hidden, input_ids, attention_mask))
+        missing = self.full_length - input_ids.size(1)
+        input_ids = F.pad(
+            input_ids.masked_fill(attention_mask == 0, self.pad_id), (0, missing), value=self.pad_id
+        )
+        hidden = self.encoder(input_ids=input_ids).last_hidden_state
+        mask = F.pad(attention_mask, (0, missing))
+        return self.head(hidden[:, -1] if self.pooling == "last" else self.pool(hidden, input_ids, mask))
+
+    def pool(self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(P, L, D) float32, (P, L) int64, (P, L) int64 -> (P, D) float32"""
+        if self.pooling == "mean":
+            return pool_tokens(hidden, attention_mask)
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        last = (attention_mask.sum(1) - 1).clamp(min=0)
+        if self.pooling == "eos":
+            eos = input_ids.amax(1, keepdim=True) if self.eos_id is None else self.eos_id
+            positions = attention_mask.cumsum(1) - 1
+            ends = positions.masked_fill((input_ids != eos) | (attention_mask == 0), input_ids.size(1))
+            last = torch.minimum(last, ends.amin(1))
+        return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.size(2))).squeeze(1)
 
 
 class TextEncoder(nn.Module):
@@ -77,3 +126,8 @@ def pool_tokens(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """
     weights = attention_mask.unsqueeze(2).to(hidden.dtype)
     return (hidden * weights).sum(1) / weights.sum(1)
+
+
+def _first(token_id: int | list[int] | None) -> int | None:
+    """Some configs name several end-of-text tokens; the first is the one that tokenizers append."""
+    return token_id[0] if isinstance(token_id, list) else token_id
