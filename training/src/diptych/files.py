@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever interrupts their writing."""
+"""Writes files so that an interruption leaves the old or the new file, never a part."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor
 
 
 def write_json(path: Path, tree: Any, indent: int | None = 2) -> None:
-    """Write beside and rename: the file is the old one or the new one, never half of it.
+    """Write JSON by a rename.
 
-    NaN and infinity are not JSON: they raise ValueError. The code that computes them has to report them.
+    Raises ValueError for NaN and infinity, which JSON does not have: the code that computes them must
+    handle them.
     """
     text = json.dumps(tree, indent=indent, allow_nan=False) + "\n"
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -30,9 +31,9 @@ def write_json(path: Path, tree: Any, indent: int | None = 2) -> None:
 def save_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a .safetensors file that is whole or absent, readable as the umask says.
+    """Write a .safetensors file by a rename, with the umask's mode.
 
-    `save_file` makes its file readable by its owner alone.
+    `save_file` alone makes it readable only by its owner.
     """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""Where a file is: on this machine, or on any filesystem that fsspec knows. Not what is in it."""
+"""The location of a file: on this machine, or on any filesystem of fsspec."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-# May be a chain, such as zip://train.csv::s3://bucket/all.zip: the first path in it is the file's own.
+# May be a chain, such as zip://train.csv::s3://bucket/all.zip: its first path is the file's own.
 URL = re.compile(
     r"(?P<head>(?:[A-Za-z][\w.+-]*::)*[A-Za-z][\w.+-]*://)(?P<path>.*?)(?P<tail>::.*)?", re.DOTALL
 )
 
-NOT_FOUND = (404, 410)  # of HTTP. To fsspec a host without an answer is a file not found too.
+NOT_FOUND = (404, 410)  # of HTTP. fsspec also reports a host without an answer as a missing file.
 
 T = TypeVar("T")
 
@@ -24,8 +24,8 @@ T = TypeVar("T")
 class Location(str):
     """A path on this machine, or a URL such as s3://bucket/train.parquet.
 
-    A string, so that millions are cheap to hold and to send to worker processes. No filesystem is kept: each
-    use asks fsspec for it, which has one per process, so a fork never shares a connection.
+    A string, so that millions are cheap to hold and to send to worker processes. No filesystem is kept:
+    fsspec has one per process, so a fork never shares a connection.
     """
 
     __slots__ = ()
@@ -37,7 +37,7 @@ class Location(str):
 
     @property
     def is_url(self) -> bool:
-        """Whether fsspec finds it, rather than the operating system."""
+        """Whether fsspec opens it, not the operating system."""
         return URL.fullmatch(self) is not None
 
     @property
@@ -47,7 +47,7 @@ class Location(str):
         return posixpath.basename(match["path"] if match else self)
 
     def beside(self, name: str) -> Location:
-        """`name` where it is absolute or a URL, else what it names in the folder of this file."""
+        """`name` if it is absolute or a URL, else the file of that name beside this one."""
         if URL.fullmatch(name) or os.path.isabs(name):
             return Location(name)
         match = URL.fullmatch(self)
@@ -58,12 +58,12 @@ class Location(str):
 
     @contextlib.contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """Open it for reading. Raises OSError, whatever the filesystem's own exceptions are."""
+        """Open it for reading. Raises OSError for every exception of the filesystem."""
         if not self.is_url:
             with Path(self).open("rb") as local:
                 yield local
             return
-        # Referred to until the end: an archive that nothing refers to closes itself and its files.
+        # Keep a reference until the end: an unreferenced archive closes itself and its files.
         _archive, file = self._through_fsspec(lambda fs, path: (fs, fs.open(path, "rb")))
         with file:
             yield file
@@ -75,7 +75,7 @@ class Location(str):
         return self._through_fsspec(lambda fs, path: fs.cat_file(path))
 
     def version(self) -> str:
-        """Differs when the file has changed, as far as can be told without reading it. Raises OSError."""
+        """A text that changes with the file, as far as known without reading it. Raises OSError."""
         if not self.is_url:
             status = Path(self).stat()
             return f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
@@ -86,7 +86,7 @@ class Location(str):
 
         try:
             return act(*url_to_fs(str(self)))
-        except FileNotFoundError as error:  # each filesystem has words of its own, or none
+        except FileNotFoundError as error:  # each filesystem has its own message, or none
             cause = error.__cause__
             if cause is not None and getattr(cause, "status", NOT_FOUND[0]) not in NOT_FOUND:
                 raise OSError(str(cause)) from error
@@ -95,5 +95,7 @@ class Location(str):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from None
         except OSError:
             raise
-        except Exception as error:  # not installed, no such protocol, no credentials: each has its own class
+        except (
+            Exception
+        ) as error:  # not installed, no such protocol, no credentials: each has its own exception
             raise OSError(f"{type(error).__name__}: {error}") from error

@@ -46,7 +46,7 @@ def explain(
     text: TextOption = "",
     plot: PlotOption = None,
 ) -> None:
-    """Which modality decided: the answer to one item, and to what is left when either is taken away."""
+    """Show whether image or text decided: the answer to one item, and to each modality alone."""
     from diptych.evaluation.explain import describe, explain
     from diptych.evaluation.plots import open_picture, plot_explanation
     from diptych.runs.run import load_run
@@ -69,6 +69,6 @@ def _read_picture(image: Path | None) -> bytes:
         data = image.read_bytes()
     except OSError as error:
         raise UserError(f"--image {image}: cannot read it: {error.strerror}") from None
-    if not data:  # 0 bytes would pass for no image
+    if not data:  # 0 bytes would count as no image
         raise UserError(f"--image {image}: found an empty file; accepted: an image file")
     return data

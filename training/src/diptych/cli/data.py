@@ -12,24 +12,26 @@ from diptych.cli.outputs import check_directory
 app = typer.Typer()
 
 
-data_app = typer.Typer(no_args_is_help=True, help="Make the catalogues of items that runs are trained on.")
+data_app = typer.Typer(no_args_is_help=True, help="Prepare tables of items to train on.")
 app.add_typer(data_app, name="data")
 
 
 @data_app.command()
 def openclipart(
     out: Annotated[
-        Path, typer.Option(callback=check_directory, help="Where the catalogues and their images go.")
+        Path, typer.Option(callback=check_directory, help="The directory to write tables and images to.")
     ] = Path("data/openclipart"),
     source: Annotated[
         Optional[Path],
         typer.Option(
-            "--from", metavar="DIR", help="Debian's packages, unpacked already; default: download them."
+            "--from",
+            metavar="DIR",
+            help="A directory with Debian's unpacked packages; default: download them.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides the split.")] = 0,
+    seed: Annotated[int, typer.Option(help="The random seed of the split.")] = 0,
 ) -> None:
-    """Eight thousand public-domain drawings with titles, as catalogues of eleven and of four categories."""
+    """Prepare public-domain drawings with titles: tables with eleven and with four categories."""
     from rich.console import Console
 
     from diptych.data.openclipart import prepare_openclipart
@@ -40,11 +42,11 @@ def openclipart(
 
 @app.command()
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all that is kept.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all cached files.")] = False,
 ) -> None:
-    """Show what is kept to be faster next time, and where; or remove it.
+    """Show or clear the cache.
 
-    DIPTYCH_CACHE names the folder, DIPTYCH_CACHE_GB how large it may get (20).
+    DIPTYCH_CACHE names its folder, DIPTYCH_CACHE_GB its largest size (20).
     """
     from diptych_serving import cache
 

@@ -1,4 +1,4 @@
-"""The main job's last step: serve a repository and classify held-out items as a production service would."""
+"""`diptych demo`: serve a repository and classify held-out items as a production service would."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from diptych_serving.progress import track
 from diptych_serving.server import Server, ServerConfig
 
 NUM_ITEMS = 11
-# What the held-out items are asked as: name of the column -> (client's index, with image, with text)
+# How the held-out items are sent: name of the column -> (index of the client, with image, with text)
 QUESTIONS = {
     "both, gRPC": ("grpc", True, True),
     "both, HTTP": ("http", True, True),

@@ -1,4 +1,4 @@
-"""The command `diptych`: arguments in, work done elsewhere, results and errors out."""
+"""The command `diptych`: trains, evaluates, exports and serves image-and-text classifiers."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ for group in (training, answers, studies, serving, data):
     app.add_typer(group.app)
 app.add_typer(release_app, name="release")
 
-# A full disk, a quota, a directory that others own: not our mistake, so no traceback.
+# A full disk, a quota, another user's directory: not our mistake, so no traceback.
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main() -> None:
-    """Entry point. What the user can put right is one message and status 1, never a traceback."""
+    """Entry point. An error that the user can correct is one message and status 1, without a traceback."""
     children.end_in_order()
     accept_all_letters()
-    warnings.simplefilter("ignore", FutureWarning)  # libraries about one another; tests see them as errors
+    warnings.simplefilter(
+        "ignore", FutureWarning
+    )  # libraries warn about each other; in tests warnings are errors
     try:
         app()
     except UserError as error:

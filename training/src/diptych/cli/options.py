@@ -22,12 +22,12 @@ DataOverrides = Annotated[
     typer.Option(
         "--set",
         metavar="data.KEY=VALUE",
-        help="Use another table than the run was trained with, such as data.test_csv=FILE; repeatable.",
+        help="Use another table than in training, such as data.test_csv=FILE; repeatable.",
     ),
 ]
-ImageOption = Annotated[Optional[Path], typer.Option(help="A picture file.")]
-TextOption = Annotated[str, typer.Option(help="A few words.")]
+ImageOption = Annotated[Optional[Path], typer.Option(help="An image file.")]
+TextOption = Annotated[str, typer.Option(help="The item's text.")]
 PlotOption = Annotated[
     Optional[Path],
-    typer.Option(callback=check_figure, help="Draw it into this file: PNG, SVG, PDF, by its ending."),
+    typer.Option(callback=check_figure, help="Also draw the result into this file: .png, .svg or .pdf."),
 ]

@@ -1,4 +1,4 @@
-"""What a command is going to write, looked at before it begins its work."""
+"""Checks a command's output paths before its work starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diptych_serving.errors import UserError
 
 
 def require_file(path: Path, option: str) -> None:
-    """Raise UserError where no file can be written there."""
+    """Raise UserError if no file can be written there."""
     if path.is_dir():
         raise UserError(f"{option} {path}: is a directory; name a file")
     if not path.parent.is_dir():
@@ -27,7 +27,7 @@ def require_file(path: Path, option: str) -> None:
 
 
 def require_figure(path: Path, option: str) -> None:
-    """Raise UserError where no figure can be written there. Its ending names its format."""
+    """Raise UserError if no figure can be written there. Its ending names its format."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = sorted(FigureCanvasBase.get_supported_filetypes())
@@ -38,7 +38,7 @@ def require_figure(path: Path, option: str) -> None:
 
 
 def require_directory(path: Path, option: str) -> None:
-    """Raise UserError where neither the directory is nor can be made."""
+    """Raise UserError if the directory does not exist and cannot be made."""
     nearest = path.absolute()
     while not os.path.lexists(nearest):
         nearest = nearest.parent
@@ -50,7 +50,7 @@ def require_directory(path: Path, option: str) -> None:
         raise UserError(f"{option} {path}: nothing can be written in {nearest}: {error.strerror}") from None
 
 
-# Callbacks of options: typer calls them before the command, with the defaults too.
+# Callbacks of options: typer calls them before the command, also with the defaults.
 
 
 def check_file(parameter: typer.CallbackParam, path: Path | None) -> Path | None:

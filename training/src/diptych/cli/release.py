@@ -23,8 +23,8 @@ ServersOption = Annotated[
     Optional[list[str]],
     typer.Option(
         metavar="URL",
-        help="A server that serves it, as grpc://HOST:PORT, or grpcs:// for TLS. Repeat it where several "
-        "serve one repository. Default: none, the next start takes it up.",
+        help="A running server of this repository: grpc://HOST:PORT, or grpcs:// for TLS. Repeat it if several "
+        "servers share the repository. Default: none; the next start serves the version.",
     ),
 ]
 KeyOption = Annotated[
@@ -32,7 +32,7 @@ KeyOption = Annotated[
     typer.Option(
         metavar="HEADER=VALUE",
         envvar="DIPTYCH_ADMIN_KEY",
-        help="What opens the server's administrative API. Default: what your own server here says.",
+        help="The key of the server's administrative API. Default: the key of your own server here.",
     ),
 ]
 CaOption = Annotated[
@@ -41,7 +41,7 @@ CaOption = Annotated[
         "--tls-ca",
         metavar="PEM",
         envvar="DIPTYCH_CA_FILE",
-        help="Who signs the server's certificate, for grpcs://. [the usual]",
+        help="The authority of the server's certificate, for grpcs://. [gRPC's own list]",
     ),
 ]
 CertificateOption = Annotated[
@@ -50,7 +50,7 @@ CertificateOption = Annotated[
         "--tls-cert",
         metavar="PEM",
         envvar="DIPTYCH_CERTIFICATE_FILE",
-        help="Our own certificate.",
+        help="A client certificate.",
     ),
 ]
 PrivateKeyOption = Annotated[
@@ -60,7 +60,9 @@ PrivateKeyOption = Annotated[
 SignatureOption = Annotated[
     Optional[Path],
     typer.Option(
-        "--require-signature", metavar="PEM", help="Only what the owner of this public key has signed."
+        "--require-signature",
+        metavar="PEM",
+        help="Accept only versions signed with the key of this public key.",
     ),
 ]
 KeepOption = Annotated[
@@ -72,14 +74,14 @@ KeepOption = Annotated[
 def list_releases(
     repository: RepositoryArgument,
     server: Annotated[
-        Optional[str], typer.Option(metavar="URL", help="Ask this server what it has loaded.")
+        Optional[str], typer.Option(metavar="URL", help="Also ask this server for its loaded versions.")
     ] = None,
     key: KeyOption = None,
     tls_ca: CaOption = None,
     tls_cert: CertificateOption = None,
     tls_key: PrivateKeyOption = None,
 ) -> None:
-    """The versions that a repository holds, which one serves, and which have other labels than that one."""
+    """List the versions of a repository, which one serves, and which have other labels."""
     from rich.console import Console
 
     from diptych_serving.release.table import release_table
@@ -87,8 +89,8 @@ def list_releases(
 
     if found := journal.read(repository):
         typer.echo(
-            f"{found} is at work or was interrupted. If it was: diptych release rollback {repository} undoes "
-            "it and does no more; so does the next start of a server"
+            f"{found} is running or was interrupted. If interrupted: diptych release rollback {repository} "
+            "only undoes it, as does the next start of a server"
         )
     if server is None:
         Console().print(release_table(repository))
@@ -108,11 +110,11 @@ def activate(
     tls_key: PrivateKeyOption = None,
     keep: KeepOption = None,
     allow_new_labels: Annotated[
-        bool, typer.Option("--allow-new-labels", help="Allow other labels than those that REPO serves.")
+        bool, typer.Option("--allow-new-labels", help="Allow labels that differ from the serving version's.")
     ] = False,
     signed_by: SignatureOption = None,
 ) -> None:
-    """Let another version serve, after its checksums and its golden answers have been proven."""
+    """Make another version serve, after checking its files and its golden answers."""
     with _connect(server or (), key, tls_ca, tls_cert, tls_key) as controls:
         _activate(repository, version, controls, keep, allow_new_labels, signed_by)
 
@@ -127,9 +129,9 @@ def rollback(
     tls_key: PrivateKeyOption = None,
     signed_by: SignatureOption = None,
 ) -> None:
-    """Let the version serve that served before this one, with the labels that it had.
+    """Make the previous version serve again, with its labels.
 
-    Where a release was interrupted, undo it, and do no more.
+    If a release was interrupted, only undo it.
     """
     from diptych_serving.release.activation import undo_interrupted_command
     from diptych_serving.repository.layout import previous_version
@@ -140,7 +142,7 @@ def rollback(
         if undone:
             typer.echo(undone)
             return
-        # Callers have had these labels before; and this command must work at once.
+        # Callers know these labels, and this command must work at once.
         version = previous_version(repository)
         _activate(repository, version, controls, keep=None, allow_new_labels=True, signed_by=signed_by)
 
@@ -182,7 +184,7 @@ def _activate(
 def shadow_release(
     repository: RepositoryArgument,
     catalogue: Annotated[
-        Path, typer.Option(metavar="TABLE", help="The items to ask about, with or without categories.")
+        Path, typer.Option(metavar="TABLE", help="The items to send, with or without categories.")
     ],
     server: Annotated[
         str, typer.Option(metavar="URL", help="The server, as grpc://HOST:PORT, or grpcs:// for TLS.")
@@ -193,15 +195,15 @@ def shadow_release(
     tls_cert: CertificateOption = None,
     tls_key: PrivateKeyOption = None,
     out: Annotated[
-        Path, typer.Option(metavar="HTML", callback=check_file, help="Where the page goes.")
+        Path, typer.Option(metavar="HTML", callback=check_file, help="The HTML page to write.")
     ] = Path("shadow.html"),
-    concurrency: Annotated[int, typer.Option(help="How many items to ask about at once.", min=1)] = 2,
+    concurrency: Annotated[int, typer.Option(help="Number of items in flight.", min=1)] = 2,
     skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave rows out that are no items, and list them.")
+        bool, typer.Option("--skip-bad-rows", help="Leave out bad rows, and list them.")
     ] = False,
     signed_by: SignatureOption = None,
 ) -> None:
-    """Ask a version, before it serves, and the one that serves about the same items."""
+    """Send the same items to a new version and to the serving one, and write their disagreements."""
     from diptych.analysis.compare import compare_versions
     from diptych.analysis.comparison import summarize
     from diptych.analysis.comparison_page import write_comparison
@@ -224,7 +226,7 @@ def shadow_release(
     notes["serves"], notes["shadows it"] = old, new
     spec = preprocessor_of(repository, version).spec
     write_comparison(comparison, out, spec, title=f"{old}, which serves, and {new}", notes=notes)
-    typer.echo(f"{summarize(comparison)}\nEverything that they disagree on: {out}. {old} still serves.")
+    typer.echo(f"{summarize(comparison)}\nAll disagreements: {out}. {old} still serves.")
 
 
 def _newest(repository: Path) -> int:
@@ -241,7 +243,7 @@ def _connect(
     certificate: Path | None,
     private_key: Path | None,
 ) -> Iterator[list[Control]]:
-    """Connections to some servers, or to none."""
+    """Connections to the servers; the list may be empty."""
     if not servers:
         yield []
         return
@@ -261,8 +263,8 @@ def _connect(
 
 @contextlib.contextmanager
 def _interruptible(repository: Path) -> Iterator[None]:
-    """A signal ends the block in order: what it had changed is undone first. A second one ends it at once;
-    the journal says what is left to undo.
+    """A signal ends the block after its changes are undone. A second signal ends it at once; the journal then
+    records what is left to undo.
     """
     from diptych_serving.repository.layout import serving_version
     from diptych_serving.server.signals import Stopped, signals_raise_stopped

