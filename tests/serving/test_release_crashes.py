@@ -219,7 +219,7 @@ def test_a_rollback_after_an_interrupted_release_undoes_it_and_rolls_nothing_bac
     activate(repository, OLD, FakeServer(repository))
     settled = files_in(repository)
     interrupted(repository)
-    assert "is at work or was interrupted" in run_command("list", repository)
+    assert "is running or was interrupted" in run_command("list", repository)
     said = run_command("rollback", repository)
     assert "Undone: version 1 serves, as before" in said
     assert "was not told and may still hold version 2" in said

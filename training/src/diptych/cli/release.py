@@ -23,8 +23,8 @@ ServersOption = Annotated[
     Optional[list[str]],
     typer.Option(
         metavar="URL",
-        help="A running server of this repository: grpc://HOST:PORT, or grpcs:// for TLS. Repeat it if several "
-        "servers share the repository. Default: none; the next start serves the version.",
+        help="A running server of this repository: grpc://HOST:PORT, or grpcs:// for TLS. Repeat it if "
+        "several servers share the repository. Default: none; the next start serves the version.",
     ),
 ]
 KeyOption = Annotated[
