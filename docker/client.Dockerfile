@@ -9,7 +9,7 @@ FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     SOURCE_DATE_EPOCH=315532800
-COPY training/constraints.txt docker/requirements/loadtest.txt /src/
+COPY LICENSE VERSION training/constraints.txt docker/requirements/loadtest.txt /src/
 COPY client /src/client
 COPY serving /src/serving
 RUN python3 -m venv /opt/venv \
@@ -26,7 +26,7 @@ ENV HOME=/tmp \
 COPY --from=build /opt/venv /opt/venv
 COPY --chmod=755 loadtest /opt/diptych/loadtest
 
-ARG VERSION=0.1.0
+ARG VERSION=unknown
 ARG REVISION=unknown
 ARG PYTHON_IMAGE
 LABEL org.opencontainers.image.title="diptych-client" \

@@ -2,7 +2,7 @@
 #
 #   docker build --file docker/training.Dockerfile --tag diptych-training .
 #   docker run --rm --gpus all --shm-size 2g --user "$(id -u):$(id -g)" --volume "$PWD:/work" diptych-training \
-#       train /opt/diptych/configs/quickstart.toml --out runs/mine --set data.train_csv=train.csv ...
+#       train quickstart --out runs/mine --set data.train_csv=train.csv ...
 #
 # Exports say which PyTorch made them; docker/Dockerfile says which Triton can load that.
 ARG PYTHON_IMAGE=python:3.12.11-slim-bookworm
@@ -11,13 +11,13 @@ FROM ${PYTHON_IMAGE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     SOURCE_DATE_EPOCH=315532800
-COPY training/constraints.txt /src/
+COPY LICENSE VERSION training/constraints.txt /src/
 COPY model_repository /src/model_repository
 COPY client /src/client
 COPY serving /src/serving
 COPY training /src/training
 RUN python3 -m venv /opt/venv \
-    && /opt/venv/bin/pip install --constraint /src/constraints.txt /src/client '/src/serving[tools]' '/src/training[quickstart]'
+    && /opt/venv/bin/pip install --constraint /src/constraints.txt /src/client '/src/serving[tools]' '/src/training[quickstart,doubt]'
 
 FROM ${PYTHON_IMAGE}
 ENV DIPTYCH_CACHE=/tmp/diptych \
@@ -27,9 +27,8 @@ ENV DIPTYCH_CACHE=/tmp/diptych \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 COPY --from=build /opt/venv /opt/venv
-COPY --chmod=755 training/configs /opt/diptych/configs
 
-ARG VERSION=0.1.0
+ARG VERSION=unknown
 ARG REVISION=unknown
 ARG PYTHON_IMAGE
 LABEL org.opencontainers.image.title="diptych-training" \

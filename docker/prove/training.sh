@@ -29,7 +29,7 @@ engine images --format '{{.Repository}}:{{.Tag}}  {{.Size}}' "$image"
 
 say "Train, evaluate, export"
 install --directory --owner 10001 --group 10001 "$work"
-diptych train /opt/diptych/configs/quickstart.toml --out run --set train.epochs=5 \
+diptych train quickstart --out run --set train.epochs=5 \
     --set data.train_csv=/data/article/train.csv --set data.val_csv=/data/article/val.csv \
     --set data.test_csv=/data/article/test.csv
 diptych export run --to model_repository

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-import diptych_client
 from diptych_serving.repository.settings import CORES_BESIDE_A_GPU
 
 ROOT = Path(__file__).parents[2]
@@ -85,12 +84,6 @@ def test_a_service_publishes_to_this_machine_only(name):
 def test_an_image_has_a_pinned_tag(name):
     tag = VARIABLE.sub(r"\1", SERVICES[name]["image"]).partition(":")[2]
     assert re.fullmatch(r"v?\d+\.\d+\.\d+", tag), SERVICES[name]["image"]
-
-
-def test_our_images_have_the_version_of_the_client():
-    ours = [service["image"] for service in SERVICES.values() if service["image"].startswith("diptych-")]
-    assert {VARIABLE.sub(r"\1", image).partition(":")[2] for image in ours} == {diptych_client.__version__}
-    assert f"export DIPTYCH_TAG ?= {diptych_client.__version__}\n" in (ROOT / "Makefile").read_text()
 
 
 @each_service

@@ -85,11 +85,12 @@ def test_an_image_is_scanned_before_anybody_can_pull_it():
     assert names.index("Build") < names.index("anchore/scan-action") < names.index("Push")
 
 
-def test_every_image_and_both_distributions_are_released():
+def test_every_image_and_distribution_is_released():
     jobs = release_jobs()
     dockerfiles = {one["dockerfile"] for one in jobs["images"]["strategy"]["matrix"]["include"]}
     assert dockerfiles == {"docker/Dockerfile", "docker/client.Dockerfile"}
     built = {one["name"]: one["source"] for one in jobs["distributions"]["strategy"]["matrix"]["include"]}
+    assert set(built.values()) == {path.parent.name for path in ROOT.glob("*/pyproject.toml")}
     for name, source in built.items():
         project = (ROOT / source / "pyproject.toml").read_text()
         assert re.search(rf'^name = "{name}"$', project, re.MULTILINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,12 @@ def test_wrong_labels_are_found_listed_and_drawn(
     write_suspects(suspects, tmp_path / "doubtful.csv")
     with (tmp_path / "doubtful.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(suspects)
+
+
+def test_without_cleanlab_the_extra_is_named(tiny_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cleanlab", None)
+    with pytest.raises(UserError, match=r"cleanlab.* is not installed: pip install 'diptych\[doubt\]'"):
+        find_suspects(load_config(tiny_config))
 
 
 def test_the_suspects_are_drawn_on_one_sheet(tiny_config: Path, tiny_run: Run, tmp_path: Path) -> None:

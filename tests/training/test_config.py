@@ -71,6 +71,13 @@ def test_a_wrong_value_is_refused_with_its_place(minimal: Path, override: str, m
         load_config(minimal, [override])
 
 
-def test_a_missing_file_says_where_configs_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="training/configs"):
-        load_config(tmp_path / "absent.toml")
+def test_a_shipped_config_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()  # a folder of that name is in nobody's way
+    assert load_config(Path("quickstart")) == load_config(CONFIGS / "quickstart.toml")
+
+
+@pytest.mark.parametrize("name", ["absent.toml", "quikstart", "folder/quickstart"])
+def test_a_missing_config_names_those_that_there_are(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}: no such file.*: article, .*quickstart"):
+        load_config(Path(name))

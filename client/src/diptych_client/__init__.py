@@ -29,10 +29,10 @@ from diptych_client._tls import Tls
 if TYPE_CHECKING:
     from diptych_client._score import score_table
 
+    __version__: str
+
 # Silent until a program sets logging up.
 logging.getLogger("diptych_client").addHandler(logging.NullHandler())
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Answer",
@@ -62,7 +62,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """score_table when it is first asked for, because it needs the packages of the extra `score`."""
+    """What is loaded when it is first asked for: score_table needs the extra `score`, the version a file."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("diptych-client")
     if name == "score_table":
         with needs_extra("score"):
             from diptych_client._score import score_table

@@ -45,8 +45,8 @@ def find_installation(explicit: Path | None = None) -> Installation:
     if package is None or package.origin is None:
         raise UserError(
             f"no tritonserver found: not in {CONTAINER_BINARY}, and nvidia-pytriton is not installed. "
-            "Install the one from PyPI (pip install 'diptych[embedded]'), work in NVIDIA's container, "
-            "or name a binary with --tritonserver PATH."
+            "Install the one from PyPI (pip install 'diptych[embedded]', Python 3.10 to 3.12), work in "
+            "NVIDIA's container, or name a binary with --tritonserver PATH."
         )
     return _at(Path(package.origin).parent / "tritonserver/bin/tritonserver", "nvidia-pytriton")
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.analysis.doubtful import rank_suspects, write_suspects
+from diptych.analysis.doubtful import CLEANLAB_IS_MISSING, has_cleanlab, rank_suspects, write_suspects
 from diptych.analysis.fold_average import write_average
 from diptych.analysis.fold_baselines import answer_baselines
 from diptych.config.loader import Config, load_config
@@ -37,7 +37,7 @@ from diptych.runs.run import CONFIG_FILE, WEIGHTS_FILE, load_run
 from diptych.train.parallel import from_main, start_accelerator
 from diptych.train.train import build_preprocessor, describe_failed_writing, read_catalogues, train
 from diptych_serving.errors import UserError
-from diptych_serving.progress import console
+from diptych_serving.progress import console, warn
 
 RESULTS_FILE = "cross_validation.json"
 ANSWERS_FILE = "out_of_fold.csv"
@@ -98,10 +98,13 @@ def cross_validate(config: Config, out: Path, num_folds: int) -> dict[str, Any]:
         "num_labels": len(data.labels),
     }
     both = answers["both"].probabilities
-    suspects = rank_suspects(data.items, data.labels, data.truth, both)
     with describe_failed_writing(out):
         _write_answers(data, both, out / ANSWERS_FILE)
-        write_suspects(suspects, out / SUSPECTS_FILE)
+        if has_cleanlab():
+            suspects = rank_suspects(data.items, data.labels, data.truth, both)
+            write_suspects(suspects, out / SUSPECTS_FILE)
+        else:
+            warn(f"no {SUSPECTS_FILE}: {CLEANLAB_IS_MISSING}")
         if config.train.freeze_backbones:
             write_average(
                 directories,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from cleanlab.filter import find_label_issues
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
@@ -36,6 +36,7 @@ NUM_FOLDS = 5
 # Strength of the probe's regularisation; 0.01 was best of 0.001, 0.003 and 0.01 on openclipart.
 INVERSE_REGULARIZATION = 0.01
 COLUMN_INCHES = 2.6
+CLEANLAB_IS_MISSING = "cleanlab, which finds doubtful labels, is not installed: pip install 'diptych[doubt]'"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,19 @@ class Suspect:
     suggested_probability: float
 
 
+def has_cleanlab() -> bool:
+    """Whether the extra `doubt` is installed."""
+    return importlib.util.find_spec("cleanlab") is not None
+
+
 def find_suspects(config: Config) -> list[Suspect]:
     """The training and validation items that confident learning takes for mislabelled, the worst first.
 
     A linear probe on the pretrained backbones, never fine-tuned on these labels, answers each item from the
-    folds that it is not in.
+    folds that it is not in. Raises UserError where cleanlab is missing.
     """
+    if not has_cleanlab():
+        raise UserError(CLEANLAB_IS_MISSING)
     torch.manual_seed(config.seed)  # backbones may be random
     preprocessor = build_preprocessor(config)
     train_items, val_items = read_catalogues(config, preprocessor)
@@ -82,6 +90,8 @@ def rank_suspects(
     probabilities  (N, C) of models that were trained without the item; 0 where they never saw the label,
                    and then they cannot judge it
     """
+    from cleanlab.filter import find_label_issues
+
     judged = np.flatnonzero(probabilities[np.arange(len(truth)), truth] > 0)
     found, compact = np.unique(truth[judged], return_inverse=True)
     if len(found) < 2:

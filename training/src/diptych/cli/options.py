@@ -11,7 +11,7 @@ from diptych.cli.outputs import check_figure
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, made by `diptych train`.")]
 ConfigArgument = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="A TOML file, such as those in training/configs/.")
+    Path, typer.Argument(metavar="CONFIG", help="A TOML file, or the name of a shipped config: quickstart.")
 ]
 Overrides = Annotated[
     Optional[list[str]],

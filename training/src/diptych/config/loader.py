@@ -47,12 +47,26 @@ class Config:
         return spec.within(self.limits.training)
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with Diptych, by name."""
+    folder = Path(__file__).parents[1] / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def find_config(name: Path) -> Path:
+    """`name` where there is such a file, else the shipped config of that name, else `name`."""
+    return name if name.is_file() else shipped_configs().get(str(name), name)
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read and check a TOML file. Relative paths in it are relative to the current directory; URLs stay."""
+    """Read and check a TOML file, or a shipped config by its name.
+
+    Relative paths in it are relative to the current directory; URLs stay.
+    """
     return load_toml(
-        path,
+        find_config(path),
         Config,
-        missing="Shipped configs are in training/configs/.",
+        missing=f"Configs that come with Diptych: {', '.join(shipped_configs())}",
         overrides=overrides,
         decode=_decode_location,
     )
