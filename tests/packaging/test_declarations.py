@@ -102,7 +102,7 @@ def test_what_programs_and_tests_import_is_in_a_group_or_a_distribution() -> Non
     known = {normalized(requirement) for group in groups.values() for requirement in group}
     known |= {name for project in PROJECTS for name in declared(project)} | {"diptych"}
     folders = [ROOT / name for name in ("bench", "loadtest", "tests")]
-    ours = {path.stem for folder in folders for path in folder.rglob("*.py")} | {"bench", "loadtest"}
+    ours = {path.stem for folder in folders for path in folder.rglob("*.py")} | {"bench", "loadtest", "tests"}
     undeclared = [
         f"{path.relative_to(ROOT)}: {module}"
         for module, path in imported(*folders)
