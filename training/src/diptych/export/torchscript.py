@@ -81,9 +81,7 @@ def to_torchscript(
         warnings.filterwarnings("ignore", message=".*torch.ao.quantization", category=DeprecationWarning)
         image.backbone = _in_numbers(image.backbone, precision.image)
         text.backbone = _in_numbers(text.backbone, precision.text)  # type: ignore[assignment]
-        pixels = ((example.pixel_values - image.mean) / image.std).contiguous(
-            memory_format=torch.channels_last
-        )
+        pixels = image.normalise(example.pixel_values)
         image.backbone = torch.jit.trace(image.backbone, (pixels,), check_trace=False)
         tokens = (example.input_ids, example.attention_mask)
         text.backbone = torch.jit.trace(text.backbone, tokens, check_trace=False)

@@ -17,10 +17,11 @@ def build_classifier(
     fusion: FusionConfig,
     num_labels: int,
     text_architecture: Path | None = None,
+    image_architecture: Path | None = None,
 ) -> Classifier:
     """The whole model; see the builders of its parts."""
     return Classifier(
-        build_image_encoder(image),
+        build_image_encoder(image, image_architecture),
         build_text_encoder(text, text_architecture),
         FusionHead(fusion, num_labels),
     )

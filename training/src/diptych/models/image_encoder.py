@@ -1,4 +1,4 @@
-"""The image encoder: a torchvision or timm backbone, then a projection to 512 features."""
+"""The image encoder: a backbone, then a projection to 512 features."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from diptych.models.projection import Projection
 
 
 class ImageEncoder(nn.Module):
-    """Pixels to features; rows without an image get a learned vector and cost the backbone nothing."""
+    """Pixels to features; rows without an image get a learned vector and cost the backbone nothing.
+
+    channels_last  the layout in which the backbone gets its pixels
+    """
 
     def __init__(
         self,
@@ -18,8 +21,11 @@ class ImageEncoder(nn.Module):
         mean: list[float],
         std: list[float],
         size_px: int,
+        *,
+        channels_last: bool = True,
     ):
         super().__init__()
+        self.channels_last = channels_last
         self.size_px = size_px
         self.backbone = backbone
         self.projection = projection
@@ -28,10 +34,14 @@ class ImageEncoder(nn.Module):
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         """(P, 3, H, W) uint8 -> (P, D) float32"""
+        return self.backbone(self.normalise(pixel_values))
+
+    def normalise(self, pixel_values: Tensor) -> Tensor:
+        """(P, 3, H, W) uint8 -> (P, 3, H, W) float32, as the backbone takes it"""
         pixels = (pixel_values - self.mean) / self.std
         # Convolutions run a third faster on channels-last: EfficientNet-Lite0 in 24 ms instead of 36 on
         # two Sapphire Rapids cores, torch 2.12.1.
-        return self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        return pixels.contiguous(memory_format=torch.channels_last) if self.channels_last else pixels
 
     def forward(self, pixel_values: Tensor, image_present: Tensor) -> Tensor:
         """Encode a batch in which some rows may have no image.

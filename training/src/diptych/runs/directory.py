@@ -36,6 +36,7 @@ RUN_ENTRIES = frozenset(
         "examples.parquet",
         "fingerprint.json",
         "history.json",
+        "image_backbone",
         "labels.txt",
         "metrics.json",
         "model.safetensors",

@@ -17,6 +17,7 @@ from diptych.data.labels import LABELS_FILE, read_labels, write_labels
 from diptych.files import save_tensors, write_json
 from diptych.models.backbones import build_classifier
 from diptych.models.classifier import Classifier
+from diptych.models.image_backbones import save_image_architecture
 from diptych.models.text_backbones import text_architecture
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import SPEC_FILE, TOKENIZER_FILE, Preprocessor
@@ -26,6 +27,7 @@ WEIGHTS_FILE = "model.safetensors"
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.json"
 TEXT_ARCHITECTURE = "text_backbone"
+IMAGE_ARCHITECTURE = "image_backbone"
 # The files without which the weights mean something else. model.safetensors holds a digest of them.
 COMPANIONS = (LABELS_FILE, SPEC_FILE, TOKENIZER_FILE)
 CHANGEABLE = ("data.", "limits.")  # sections that may differ from what a run was trained with
@@ -51,6 +53,7 @@ class Run:
         self.preprocessor.save(self.directory)
         write_labels(self.labels, self.directory / LABELS_FILE)
         text_architecture(self.model.text_encoder).save_pretrained(self.directory / TEXT_ARCHITECTURE)
+        save_image_architecture(self.model.image_encoder, self.directory / IMAGE_ARCHITECTURE)
         belongs_to = {BELONGS_TO: _digest_companions(self.directory)}
         save_tensors(self.model.state_dict(), self.directory / WEIGHTS_FILE, belongs_to)
 
@@ -72,7 +75,12 @@ def load_run(directory: Path, overrides: Sequence[str] = ()) -> Run:
         labels = read_labels(directory / LABELS_FILE)
         image = dataclasses.replace(config.image, weights="random")
         model = build_classifier(
-            image, config.text, config.fusion, len(labels), text_architecture=directory / TEXT_ARCHITECTURE
+            image,
+            config.text,
+            config.fusion,
+            len(labels),
+            text_architecture=directory / TEXT_ARCHITECTURE,
+            image_architecture=directory / IMAGE_ARCHITECTURE,
         )
         weights = load_file(directory / WEIGHTS_FILE)
         _require_companions(directory)
