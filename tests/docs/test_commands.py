@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.helpers.documents import ROOT, documents, shell_blocks
@@ -44,8 +42,3 @@ def test_a_shell_block_is_run_or_has_a_reason(name: str) -> None:
 def test_every_reason_is_about_a_block_that_is_there() -> None:
     blocks = [block for name in documents() for block in shell_blocks(ROOT / name)]
     assert set(NOT_RUN) <= {begins(block) for block in blocks}
-
-
-def test_the_tests_name_the_documents_that_they_run() -> None:
-    for document, test in RUN_BY.items():
-        assert Path(document).name in (ROOT / test).read_text("utf-8")
