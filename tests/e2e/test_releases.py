@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.release_show.picture import draw_show
-from bench.release_show.show import run_show
 from bench.release_show.spoiling import break_checksum, break_torchscript
-from bench.release_show.traffic import Answered, expect, find_strays
 from diptych_client import Client
 from diptych_serving.errors import UserError
 from diptych_serving.release.activation import activate
@@ -26,53 +23,12 @@ from diptych_serving.repository.layout import (
 from diptych_serving.repository.lock import only_one
 from diptych_serving.repository.settings import Settings
 from diptych_serving.server import Server, ServerConfig
-from tests.helpers.raw_wire import Item
 from tests.helpers.releasing import run_command
-
-THINK_S = 0.05  # leaves the loading of models some of two cores
 
 
 @pytest.fixture
 def repository(releases: Path, tmp_path: Path) -> Path:
     return shutil.copytree(releases, tmp_path / "model_repository")
-
-
-@pytest.fixture
-def running(repository: Path) -> Iterator[Server]:
-    with Server(repository, ServerConfig.on_free_ports()) as server:
-        server.wait_until_ready()
-        yield server
-
-
-def test_under_load_every_answer_belongs_to_the_version_it_names(
-    repository: Path, items: list[Item], tmp_path: Path
-) -> None:
-    """What `python -m bench.release_show` shows at length."""
-    show = run_show(repository, items, think_s=THINK_S, tolerance=1e-5)
-    assert show.failures == []
-    assert show.strays == []
-    assert [event.outcome for event in show.events if not event.is_as_promised] == []
-    assert len(show.events) == 6
-    assert show.is_as_promised
-    draw_show(show, tmp_path / "show.png")
-    assert (tmp_path / "show.png").stat().st_size > 10_000
-
-
-def test_the_show_notices_what_it_is_there_for(releases: Path, items: list[Item]) -> None:
-    """Answers of the other version, of other labels, and of a version that never served are strays."""
-    expected = expect(releases, (1, 2), items[:1])
-    with Client(f"local:{releases}", timeout_s=60) as client:
-        image, text = items[0]
-        good = client.classify(image=image, text=text.decode()).probabilities
-    answer = answered(1, good)
-    assert find_strays([answer], expected, 1e-5) == []
-    reordered = dict(reversed(good.items()))
-    strays = [answered(2, good), answered(3, good), answered(1, reordered)]
-    assert find_strays([answer, *strays], expected, 1e-5) == strays
-
-
-def answered(version: int, probabilities: dict[str, float]) -> Answered:
-    return Answered(at_s=0.0, item=0, version=version, probabilities=probabilities)
 
 
 @pytest.fixture
@@ -87,8 +43,7 @@ def tuned(repository: Path) -> Iterator[Server]:
 def test_older_versions_are_unloaded_and_pruned_and_those_in_use_are_kept(
     tuned: Server, repository: Path
 ) -> None:
-    running = tuned
-    with Control(running.grpc_url) as control:
+    with Control(tuned.grpc_url) as control:
         activate(repository, 2, control)
         assert activate(repository, 3, control, keep=2).pruned == [1]
         assert held_versions(repository) == loaded_versions(repository) == [2, 3]

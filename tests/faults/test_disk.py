@@ -31,7 +31,7 @@ run, *repositories = sys.argv[1:]
 for repository in repositories:
     sys.argv = ["diptych", "export", run, "--to", repository, "--precision", "fp32"]
     try:
-        cli.main()
+        cli()
     except SystemExit as ended:
         print("ended", repository, ended.code)
 """
