@@ -108,7 +108,7 @@ serve: $(EXPORTED) ## serve the last export and stay
 loadtest: $(EXPORTED) ## load the served model; fail on a breach of loadtest/slo.toml (LOADTEST="--shape step ...")
 	@$(BIN)/python -m loadtest --repository $(REPOSITORY) $(LOADTEST)
 
-bench: $(SETUP) $(DATA) ## speed beside the article's path, the ceiling and other servers: loadtest/results/bench.json
+bench: $(SETUP) $(DATA) ## speed beside the article's path, the ceiling and other servers: bench/results/bench.json
 	@$(BIN)/python -m bench.speed $(BENCH)
 
 bench-gpu: $(SETUP) $(DATA) ## the same on a GPU, in fp16; has not run yet

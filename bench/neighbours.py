@@ -9,56 +9,56 @@ other. It prints the median latency of the good requests in each kind of round, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import statistics
-import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from diptych_serving.errors import UserError
 from diptych_serving.server import Server, ServerConfig, children
-from tests.bombs import BOMBS, encode
+from diptych_serving.traffic import ClosedLoop, Send, outcomes
+from tests.helpers.bombs import BOMBS, encode
 from tests.helpers.hostile_inputs import hostile_items
 from tests.helpers.raw_wire import Item, Refused, ask_over_grpc, grpc_channel
+
+SCHEDULE_LENGTH = 1000
 
 
 def good_items() -> list[Item]:
     """Photos of web size with a few words."""
     noise = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(pixels).resize((640, 640), Image.Resampling.BICUBIC) for pixels in noise]
-    return [(encode(picture, "JPEG", quality=85), b"a red apple on a table") for picture in pictures]
+    images = [Image.fromarray(pixels).resize((640, 640), Image.Resampling.BICUBIC) for pixels in noise]
+    return [(encode(image, "JPEG", quality=85), b"a red apple on a table") for image in images]
 
 
 def run_round(
     server: Server, good: list[Item], hostile: list[Item], share: float, callers: int, duration_s: float
 ) -> list[float]:
-    """Seconds that each good request took."""
-    latencies_s: list[float] = []
-    end = time.monotonic() + duration_s
+    """Milliseconds that each good request took."""
+    choose = random.Random(0)
+    is_hostile = [choose.random() < share for _ in range(SCHEDULE_LENGTH)]
+    items = [choose.choice(hostile if each else good) for each in is_hostile]
 
-    def call(seed: int) -> None:
-        choose = random.Random(seed)
+    @contextlib.contextmanager
+    def caller() -> Iterator[Send[Item]]:
         with grpc_channel(server) as channel:
-            while time.monotonic() < end:
-                is_hostile = choose.random() < share
-                item = choose.choice(hostile if is_hostile else good)
-                start = time.monotonic()
-                try:
-                    ask_over_grpc(channel, *item)
-                except Refused:
-                    if not is_hostile:
-                        raise
-                if not is_hostile:
-                    latencies_s.append(time.monotonic() - start)
+            yield lambda item: ask_over_grpc(channel, *item)
 
-    threads = [threading.Thread(target=call, args=(seed,)) for seed in range(callers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return latencies_s
+    with ClosedLoop([caller] * callers, items, keeps_results=False) as loop:
+        time.sleep(duration_s)
+    calls = [call for call in loop.calls if not is_hostile[call.item]]
+    if failed := [call for call in calls if not call.is_answered]:
+        raise UserError(
+            f"{len(failed)} good requests failed, the first with {failed[0].outcome}: {failed[0].result}"
+        )
+    if odd := outcomes(loop.calls).keys() - {"ndarray", Refused.__name__}:
+        raise UserError(f"hostile requests ended in {', '.join(odd)}; expected answers and refusals")
+    return [call.latency_ms for call in calls]
 
 
 def main() -> None:
@@ -76,18 +76,18 @@ def main() -> None:
     with Server(options.repository, ServerConfig.on_free_ports()) as server:
         server.wait_until_ready()
         run_round(server, good, hostile, options.share, options.callers, 3)
-        medians_s: dict[float, list[float]] = {0.0: [], options.share: []}
+        medians_ms: dict[float, list[float]] = {0.0: [], options.share: []}
         ratios = []
         for number in range(options.rounds):
-            for share in medians_s if number % 2 else reversed(medians_s):
-                taken_s = run_round(server, good, hostile, share, options.callers, options.round_s)
-                medians_s[share].append(statistics.median(taken_s))
+            for share in medians_ms if number % 2 else reversed(medians_ms):
+                taken_ms = run_round(server, good, hostile, share, options.callers, options.round_s)
+                medians_ms[share].append(statistics.median(taken_ms))
                 print(  # noqa: T201
-                    f"round {number + 1}  {share:4.0%} hostile  {len(taken_s):5} good answers  "
-                    f"median {1000 * medians_s[share][-1]:6.1f} ms",
+                    f"round {number + 1}  {share:4.0%} hostile  {len(taken_ms):5} good answers  "
+                    f"median {medians_ms[share][-1]:6.1f} ms",
                     flush=True,
                 )
-            ratios.append(medians_s[options.share][-1] / medians_s[0.0][-1])
+            ratios.append(medians_ms[options.share][-1] / medians_ms[0.0][-1])
     print(  # noqa: T201
         f"median with {options.share:.0%} hostile / without: {statistics.median(ratios):.2f} "
         f"(rounds {min(ratios):.2f} to {max(ratios):.2f})"

@@ -18,9 +18,8 @@ import dataclasses
 import io
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +28,10 @@ from PIL import Image
 from rich.table import Table
 
 from diptych_client import Client
+from diptych_serving.errors import UserError
 from diptych_serving.progress import console
 from diptych_serving.server import Server, ServerConfig, children
+from diptych_serving.traffic import ClosedLoop, Send, shared
 
 CONCURRENCIES = (1, 16)
 TEXT = "a drawing of a swan"
@@ -38,8 +39,6 @@ TIMEOUT_S = 30.0
 TARGET = 0.97  # of the raw client's throughput
 SHOWN, MISSED, UNDECIDED = "shown", "missed", "not decided"
 COLUMNS = ("calls at once", "raw, calls/s", "ours, calls/s", "ratio", "target", "more CPU, ms a call")
-
-Ask = Callable[[], object]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,7 @@ def judge(ratio: Estimate) -> str:
 
 
 def alternate(
-    contenders: tuple[Ask, Ask], concurrency: int, num_rounds: int, seconds: float
+    contenders: tuple[Send[None], Send[None]], concurrency: int, num_rounds: int, seconds: float
 ) -> list[tuple[Round, Round]]:
     """Pairs of rounds, in the contenders' order, after a short one of each to warm up."""
     for ask in contenders:
@@ -116,49 +115,35 @@ def alternate(
     return pairs
 
 
-def run_round(ask: Ask, concurrency: int, seconds: float) -> Round:
-    counts = [0] * concurrency
-    failures: list[BaseException] = []
-    start_line = threading.Barrier(concurrency + 1)
-
-    def call(index: int) -> None:
-        start_line.wait()
-        ends_at_s = time.perf_counter() + seconds
-        try:
-            while time.perf_counter() < ends_at_s:
-                ask()
-                counts[index] += 1
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=call, args=(index,)) for index in range(concurrency)]
-    for thread in threads:
-        thread.start()
-    start_line.wait()
-    started_s, cpu_started_s = time.perf_counter(), time.process_time()
-    for thread in threads:
-        thread.join()
-    wall_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_started_s
-    if failures:
-        raise failures[0]
-    return Round(calls_per_s=sum(counts) / wall_s, cpu_ms_per_call=1000 * cpu_s / sum(counts))
+def run_round(ask: Send[None], concurrency: int, seconds: float) -> Round:
+    """Raises UserError where a call failed."""
+    with ClosedLoop([shared(ask)] * concurrency, [None], keeps_results=False) as loop:
+        start_s, cpu_s = time.monotonic(), time.process_time()
+        time.sleep(seconds)
+    wall_s, cpu_s = time.monotonic() - start_s, time.process_time() - cpu_s
+    num_calls = sum(call.end_s > start_s for call in loop.calls)
+    if failed := [call for call in loop.calls if not call.is_answered]:
+        raise UserError(
+            f"{len(failed)} of the calls failed, the first with {failed[0].outcome}: {failed[0].result}"
+        )
+    return Round(calls_per_s=num_calls / wall_s, cpu_ms_per_call=1000 * cpu_s / num_calls)
 
 
 @contextlib.contextmanager
-def our_client(server: Server) -> Iterator[Ask]:
-    picture = make_picture()
+def our_client(server: Server) -> Iterator[Send[None]]:
+    image = make_image()
     with Client(server.grpc_url, timeout_s=TIMEOUT_S) as client:
-        yield lambda: client.classify(picture, TEXT)
+        yield lambda _: client.classify(image, TEXT)
 
 
 @contextlib.contextmanager
-def raw_client(server: Server) -> Iterator[Ask]:
-    picture, text = make_picture(), TEXT.encode()
+def raw_client(server: Server) -> Iterator[Send[None]]:
+    image, text = make_image(), TEXT.encode()
     with triton.InferenceServerClient(server.grpc_url.removeprefix("grpc://")) as client:
 
-        def ask() -> object:
+        def ask(_: None) -> object:
             inputs = []
-            for name, value in (("image", picture), ("text", text)):
+            for name, value in (("image", image), ("text", text)):
                 column = np.array([[value]], np.object_)
                 inputs.append(triton.InferInput(name, column.shape, "BYTES").set_data_from_numpy(column))
             result = client.infer("classifier", inputs, client_timeout=TIMEOUT_S)
@@ -167,7 +152,7 @@ def raw_client(server: Server) -> Iterator[Ask]:
         yield ask
 
 
-def make_picture() -> bytes:
+def make_image() -> bytes:
     """A JPEG of some 20 kB, like a thumbnail in a shop."""
     file = io.BytesIO()
     Image.effect_mandelbrot((400, 300), (-2, -1, 1, 1), 60).convert("RGB").save(file, "JPEG", quality=90)

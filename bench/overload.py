@@ -10,22 +10,18 @@ The generator is a process of its own: its share of the machine's cores is the s
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
-import json
-import subprocess
 import sys
 import tempfile
-import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from diptych_client import AsyncClient, DiptychError, Overloaded, Retries
+from diptych_client import Overloaded
 from diptych_serving.errors import UserError
 from diptych_serving.server import Server, ServerConfig, children
-from diptych_serving.tuning.closed_loop import load_items, run_load, save_items
+from diptych_serving.traffic import Recording, Traffic, outcomes, save_items, send_from_another_process
+from diptych_serving.tuning.load import measure_load
 from diptych_serving.tuning.tune import made_up_mix
 
 CONCURRENCIES = (8, 16, 32)
@@ -57,11 +53,7 @@ def main() -> int:
         "--duration-s", type=float, default=30.0, help="of the overload; the peak takes a third"
     )
     parser.add_argument("--factor", type=float, default=FACTOR)
-    parser.add_argument("--generate", metavar="JOB", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.generate:
-        json.dump(dataclasses.asdict(asyncio.run(_generate(**json.loads(options.generate)))), sys.stdout)
-        return 0
     try:
         return _measure(options.repository, options.duration_s, options.factor)
     except UserError as error:
@@ -76,7 +68,7 @@ def _measure(repository: Path, duration_s: float, factor: float) -> int:
             server.wait_until_ready()
             peak = max(
                 (
-                    run_load(server.grpc_url, items, concurrency=concurrency, duration_s=duration_s / 3)
+                    measure_load(server.grpc_url, items, concurrency=concurrency, duration_s=duration_s / 3)
                     for concurrency in CONCURRENCIES
                 ),
                 key=lambda load: load.items_per_s,
@@ -85,8 +77,22 @@ def _measure(repository: Path, duration_s: float, factor: float) -> int:
                 f"peak  {peak.items_per_s:.1f} answers/s with {peak.concurrency} callers, "
                 f"p99 {peak.p99_ms:.0f} ms"
             )
-            overload = _overload(server.grpc_url, items, factor * peak.items_per_s, duration_s)
-            after = run_load(server.grpc_url, items, concurrency=peak.concurrency, duration_s=duration_s / 3)
+            recording = send_from_another_process(
+                Traffic(
+                    url=server.grpc_url,
+                    items=items,
+                    calls_per_s=factor * peak.items_per_s,
+                    arrivals="constant",
+                    duration_s=duration_s,
+                    warmup_s=WARMUP_S,
+                    timeout_s=DEADLINE_S,
+                    retries=False,
+                )
+            )
+            overload = judge(recording)
+            after = measure_load(
+                server.grpc_url, items, concurrency=peak.concurrency, duration_s=duration_s / 3
+            )
     share = overload.goodput_per_s / peak.items_per_s
     _say(
         f"asked {overload.offered_per_s:.1f} calls/s: goodput {overload.goodput_per_s:.1f}/s, "
@@ -102,50 +108,20 @@ def _measure(repository: Path, duration_s: float, factor: float) -> int:
     return 1
 
 
-def _overload(url: str, items: Path, calls_per_s: float, duration_s: float) -> Overload:
-    job = {"url": url, "items": str(items), "calls_per_s": calls_per_s, "duration_s": duration_s}
-    command = [sys.executable, "-m", "bench.overload", "--generate", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise UserError(f"{url}: the load could not be made: {done.stderr.strip().splitlines()[-1:]}")
-    return Overload(**json.loads(done.stdout))
-
-
-async def _generate(url: str, items: str, calls_per_s: float, duration_s: float) -> Overload:
-    """Start a call every so often, whatever has become of those before."""
-    mix = load_items(Path(items))
-    ended: list[tuple[float, str, float]] = []
-    async with AsyncClient(url, timeout_s=DEADLINE_S, retries=Retries(max_attempts=1)) as client:
-        await client.classify(text="labels", timeout_s=30)
-        began_s = time.monotonic()
-
-        async def call(image: bytes, text: str) -> None:
-            called_s = time.monotonic()
-            try:
-                await client.classify(image=image or None, text=text or None)
-                outcome = "Answer"
-            except DiptychError as error:
-                outcome = type(error).__name__
-            ended.append((called_s - began_s, outcome, 1000 * (time.monotonic() - called_s)))
-
-        calls = []
-        for number in range(int(calls_per_s * (WARMUP_S + duration_s))):
-            await asyncio.sleep(max(0.0, began_s + number / calls_per_s - time.monotonic()))
-            calls.append(asyncio.create_task(call(*mix[number % len(mix)])))
-        took_s = time.monotonic() - began_s
-        await asyncio.gather(*calls)
-    late = [(outcome, latency_ms) for at_s, outcome, latency_ms in ended if at_s >= WARMUP_S]
-    answered = [latency_ms for outcome, latency_ms in late if outcome == "Answer"]
-    refused = [latency_ms for outcome, latency_ms in late if outcome == Overloaded.__name__]
+def judge(recording: Recording) -> Overload:
+    """Of the calls that were due after the warm-up."""
+    late = [call for call in recording.calls if call.start_s >= recording.begin_s]
+    answered = [call.latency_ms for call in late if call.is_answered]
+    refused = [call.latency_ms for call in late if call.outcome == Overloaded.__name__]
     return Overload(
-        offered_per_s=len(late) / (took_s - WARMUP_S),
-        goodput_per_s=len(answered) / (took_s - WARMUP_S),
-        outcomes=dict(Counter(outcome for outcome, _ in late)),
+        offered_per_s=len(late) / recording.duration_s,
+        goodput_per_s=len(answered) / recording.duration_s,
+        outcomes=dict(outcomes(late)),
         answered_p50_ms=_percentile(answered, 50),
         answered_p99_ms=_percentile(answered, 99),
         refused_p50_ms=_percentile(refused, 50),
         refused_p99_ms=_percentile(refused, 99),
-        generator_cores=time.process_time() / (time.monotonic() - began_s),
+        generator_cores=recording.cpu_s / recording.duration_s,
     )
 
 

@@ -38,7 +38,7 @@ def main() -> int:
     except UserError as error:
         sys.exit(f"error: {error}")
     if summary.exists():
-        sys.stdout.write(f"{results}: report.html, summary.json, pictures, CSV\n")
+        sys.stdout.write(f"{results}: report.html, summary.json, charts, CSV\n")
     return status
 
 

@@ -30,7 +30,7 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     group.add_argument("--mix", default=DEFAULT_MIX, help=f"Shares of the calls. Default: {DEFAULT_MIX}")
     group.add_argument("--slo", default="loadtest/slo.toml", help="The objectives; a breach fails the run.")
     group.add_argument(
-        "--results", default="loadtest/results/last", help="Where summary.json and the pictures go."
+        "--results", default="loadtest/results/last", help="Where summary.json and the charts go."
     )
     group.add_argument("--timeout-s", type=float, default=5.0, help="The time that one call may take.")
     group.add_argument(

@@ -1,4 +1,4 @@
-"""What is sent: unique requests made of a table's real pictures and words, mixed as told.
+"""What is sent: unique requests made of a table's real images and texts, mixed as told.
 
 Knows no protocol, no clock and no Locust.
 """
@@ -18,7 +18,7 @@ from diptych_serving.errors import UserError
 BOTH, IMAGE, TEXT, CORRUPT = "both", "image", "text", "corrupt"
 KINDS = (BOTH, IMAGE, TEXT, CORRUPT)
 DEFAULT_MIX = "both=70 image=15 text=10 corrupt=5"
-# Pictures are held in memory, and more of them would not make the load any more real.
+# Images are held in memory, and more of them would not make the load any more real.
 MAX_ROWS = 1000
 
 
@@ -94,8 +94,8 @@ class PayloadSource:
             if mix.get(kind) and not candidates:
                 raise UserError(f"--mix: {kind} is asked for, but the catalogue has no such row")
         if mix.get(CORRUPT) and not self._with_image:
-            raise UserError("--mix: corrupt is asked for, but the catalogue has no picture to damage")
-        self._corruptions = _cycle(self._truncated, self._not_a_picture, self._empty, self._not_utf8)
+            raise UserError("--mix: corrupt is asked for, but the catalogue has no image to damage")
+        self._corruptions = _cycle(self._truncated, self._not_a_image, self._empty, self._not_utf8)
 
     def draw(self) -> Payload:
         (kind,) = self._random.choices(self._kinds, self._weights)
@@ -111,9 +111,9 @@ class PayloadSource:
 
     def _truncated(self) -> Request:
         image = self._random.choice(self._with_image).image
-        return Request(image=image[: len(image) // 2], text=b"half a picture")
+        return Request(image=image[: len(image) // 2], text=b"half an image")
 
-    def _not_a_picture(self) -> Request:
+    def _not_a_image(self) -> Request:
         return Request(image=b"A text file that someone has renamed to photo.jpg.\n")
 
     def _empty(self) -> Request:
@@ -126,7 +126,7 @@ class PayloadSource:
 def _unique(row: Row) -> Request:
     """No two calls have the same bytes, so that no cache on the way can answer for the server.
 
-    Decoders stop at a picture's end and skip what follows; words end in a number of their own.
+    Decoders stop at an image's end and skip what follows; words end in a number of their own.
     """
     request = Request()
     mark = request.request_id.encode()

@@ -1,4 +1,4 @@
-"""Tells how a run went: a table and the verdict on the terminal, the same as JSON, pictures beside it."""
+"""Tells how a run went: a table and the verdict on the terminal, the same as JSON, charts beside it."""
 
 from __future__ import annotations
 

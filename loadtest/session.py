@@ -17,10 +17,10 @@ from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from diptych_serving.errors import UserError
 from loadtest.caller import Caller
+from loadtest.charts import draw_latency_against_load, draw_over_time
 from loadtest.objectives import load_objectives
 from loadtest.outcome import measure
 from loadtest.payloads import PayloadSource, parse_mix, read_rows
-from loadtest.pictures import draw_latency_against_load, draw_over_time
 from loadtest.plan import STEP
 from loadtest.recording import Recording
 from loadtest.report import print_report, save_summary

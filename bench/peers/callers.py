@@ -6,36 +6,38 @@ import base64
 import http.client
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from urllib.parse import urlsplit
 
-from diptych_serving.tuning.closed_loop import TIMEOUT_S, Call
+from diptych_serving.traffic import TIMEOUT_S, Item, Send
 
 Encode = Callable[[bytes, str], tuple[bytes, str]]
 
 
-def litserve_caller(url: str) -> Callable[[], Call]:
-    """JSON with the picture in base64."""
-    return lambda: _poster(url, _as_json)
+def litserve_caller(url: str) -> AbstractContextManager[Send[Item]]:
+    """JSON with the image in base64."""
+    return _poster(url, _as_json)
 
 
-def fastapi_caller(url: str) -> Callable[[], Call]:
+def fastapi_caller(url: str) -> AbstractContextManager[Send[Item]]:
     """A form with a file."""
-    return lambda: _poster(url, _as_form)
+    return _poster(url, _as_form)
 
 
-def _poster(url: str, encode: Encode) -> Call:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)
+@contextmanager
+def _poster(url: str, encode: Encode) -> Iterator[Send[Item]]:
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)) as connection:
 
-    def call(image: bytes, text: str) -> None:
-        body, content_type = encode(image, text)
-        connection.request("POST", "/predict", body, {"Content-Type": content_type})
-        response = connection.getresponse()
-        data = response.read()
-        if response.status != http.client.OK:
-            raise OSError(f"HTTP {response.status}: {data[:200]!r}")
+        def post(item: Item) -> None:
+            body, content_type = encode(*item)
+            connection.request("POST", "/predict", body, {"Content-Type": content_type})
+            response = connection.getresponse()
+            data = response.read()
+            if response.status != http.client.OK:
+                raise OSError(f"HTTP {response.status}: {data[:200]!r}")
 
-    return call
+        yield post
 
 
 def _as_json(image: bytes, text: str) -> tuple[bytes, str]:

@@ -1,4 +1,4 @@
-"""Releases under load, from a trained run: a table, a picture, and status 1 where a promise was broken.
+"""Releases under load, from a trained run: a table, a chart, and status 1 where a promise was broken.
 
     python -m bench.release_show --run runs/quickstart
 
@@ -9,8 +9,6 @@ through an activation, a rollback and three activations that must fail.
 from __future__ import annotations
 
 import argparse
-import copy
-import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -18,19 +16,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.release_show.picture import draw_show
+from bench.release_show.chart import draw_show
 from bench.release_show.show import FIRST, SECOND, Show, run_show
-from bench.release_show.traffic import Item
-from diptych.data.catalogue import read_split
-from diptych.export.export import export
-from diptych.runs.run import Run, load_run
+from bench.release_show.versions import export_versions, read_items, version_of
+from diptych.runs.run import load_run
 from diptych_serving.errors import UserError
 from diptych_serving.server import children
 
-PICTURE = Path(__file__).parents[1] / "results/release_show.png"
-NUM_ITEMS = 24
-# Added to the first label's logit, times the version: the versions then differ in every answer.
-SHIFT = 0.2
+CHART = Path(__file__).parents[1] / "results/release_show.png"
 
 
 def main() -> int:
@@ -44,7 +37,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=30.0, help="The load goes on for at least so long.")
     parser.add_argument("--pause-s", type=float, default=2.0, help="Between the commands.")
-    parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("--chart", type=Path, default=CHART)
     options = parser.parse_args()
     try:
         run = load_run(options.run)
@@ -59,32 +52,11 @@ def main() -> int:
             )
     except UserError as error:
         sys.exit(f"error: {error}")
-    draw_show(show, options.picture)
+    draw_show(show, options.chart)
     console = Console(width=max(Console().width, 120))
     console.print(tabulate(show))
-    console.print(f"{options.picture}\n{sum_up(show, options.clients)}", highlight=False)
+    console.print(f"{options.chart}\n{sum_up(show, options.clients)}", highlight=False)
     return 0 if show.is_as_promised else 1
-
-
-def export_versions(run: Run, repository: Path, num_versions: int) -> Path:
-    """As many versions of the run, which differ in every answer; the first serves."""
-    for version in range(1, num_versions + 1):
-        model = copy.deepcopy(run.model)
-        model.fusion_head.classifier.bias.data[0] += SHIFT * version
-        export(dataclasses.replace(run, model=model), repository)
-    return repository
-
-
-def read_items(run: Run) -> list[Item]:
-    """Validation items with both modalities, and of each third the picture or the words alone."""
-    data = run.config.data
-    items = read_split(data.val_csv, data, labels=run.labels, preprocessor=run.preprocessor)
-    both = [(item.read_image(), item.text.encode()) for item in items if item.image and item.text]
-    kinds = ((True, True), (True, False), (False, True))
-    return [
-        (image if kinds[index % 3][0] else b"", text if kinds[index % 3][1] else b"")
-        for index, (image, text) in enumerate(both[:NUM_ITEMS])
-    ]
 
 
 def tabulate(show: Show) -> Table:
@@ -103,8 +75,8 @@ def tabulate(show: Show) -> Table:
         table.add_column(column, justify="left" if column in ("command", "promise") else "right")
     table.add_column("outcome", overflow="fold", ratio=1)
     for number, event in enumerate(show.events, start=1):
-        served = [answer.version for answer in show.answers if event.start_s <= answer.at_s < event.end_s]
-        lost = sum(event.start_s <= failure.at_s < event.end_s for failure in show.failures)
+        served = [version_of(call) for call in show.answers if event.start_s <= call.end_s < event.end_s]
+        lost = sum(event.start_s <= call.end_s < event.end_s for call in show.failures)
         table.add_row(
             f"{number} {event.name}",
             f"{event.start_s - show.start_s:.1f}",
@@ -119,12 +91,12 @@ def tabulate(show: Show) -> Table:
 
 def sum_up(show: Show, num_clients: int) -> str:
     """The promise in one sentence, with its figures."""
-    versions = sorted({answer.version for answer in show.answers})
+    versions = sorted({version_of(call) for call in show.answers})
     return (
         f"{show.end_s - show.start_s:.1f} s of load by {num_clients} clients: {len(show.answers):,} answers, "
         f"{len(show.failures)} errors, {len(show.strays)} answers not of the version they name; "
         f"versions that answered: {', '.join(map(str, versions))}"
-        + "".join(f"\n  {_describe(failure.error)}" for failure in show.failures[:5])
+        + "".join(f"\n  {_describe(call.result)}" for call in show.failures[:5])
     )
 
 

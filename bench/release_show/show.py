@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bench.release_show.spoiling import REFUSALS, Spoil, spoilt
-from bench.release_show.traffic import Answered, Failed, Item, Traffic, expect, find_strays
+from bench.release_show.versions import expect, find_strays, version_of
 from diptych_serving.errors import UserError
 from diptych_serving.release.activation import activate
 from diptych_serving.release.control import Control
 from diptych_serving.repository.layout import CONFIG_FILE, previous_version
 from diptych_serving.server import Server, ServerConfig
+from diptych_serving.traffic import Call, ClosedLoop, Item, classifying
 
 FIRST, SECOND, SPOILT = 1, 2, 3
 
@@ -40,14 +42,14 @@ class Show:
     start_s: float
     end_s: float
     events: list[Event]
-    answers: list[Answered]
-    failures: list[Failed]
-    strays: list[Answered]
+    answers: list[Call]
+    failures: list[Call]
+    strays: list[Call]
 
     @property
     def is_as_promised(self) -> bool:
         """Nothing was lost or mixed, both versions have answered, and every command did what it should."""
-        served = {answer.version for answer in self.answers}
+        served = {version_of(call) for call in self.answers}
         return (
             not self.failures
             and not self.strays
@@ -79,7 +81,8 @@ def run_show(
     ):
         server.wait_until_ready()
         start_s = time.monotonic()
-        with Traffic(server.grpc_url, items, num_clients=num_clients, think_s=think_s) as traffic:
+        clients = [functools.partial(classifying, server.grpc_url)] * num_clients
+        with ClosedLoop(clients, items, pause_s=think_s) as traffic:
             time.sleep(pause_s)
             events = []
             for event in _release(repository, control):
@@ -87,13 +90,14 @@ def run_show(
                 time.sleep(pause_s)
             time.sleep(max(0.0, start_s + at_least_s - time.monotonic()))
         end_s = time.monotonic()
+    answers = [call for call in traffic.calls if call.is_answered]
     return Show(
         start_s=start_s,
         end_s=end_s,
         events=events,
-        answers=traffic.answers,
-        failures=traffic.failures,
-        strays=find_strays(traffic.answers, expected, tolerance),
+        answers=answers,
+        failures=[call for call in traffic.calls if not call.is_answered],
+        strays=find_strays(answers, expected, tolerance),
     )
 
 

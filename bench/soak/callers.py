@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import random
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from bench.soak.ledger import Ledger
-from diptych_client import Answer, Client
-from diptych_serving.errors import UserError
+from bench.soak.ledger import Ledger, WrongAnswer
+from diptych_client import Answer, Client, Retries
+from diptych_serving.traffic import ClosedLoop, Send
 from diptych_serving.tuning.tune import made_up_mix
 
 # Rows of one batch against a row alone, in other processes: fp32 rounds otherwise, 1e-5 is the parity gate.
@@ -19,10 +20,11 @@ MAX_DIFFERENCE = 1e-3
 NUM_ITEMS = 8
 # Leaves the starting server some of two cores.
 PAUSE_S = 0.03
-JOIN_S = 60.0
+# Drawn once and sent in turn.
+NUM_REQUESTS = 1000
 # Longer than a full queue takes: no call over gRPC is to expire, see `Faults`.
 TIMEOUT_S = 30.0
-RUBBISH = (b"GIF89a" + b"\0" * 20, b"\xff\xd8\xff\xe0" + b"J" * 500, b"no picture at all", b"%PDF-1.7\n" * 9)
+RUBBISH = (b"GIF89a" + b"\0" * 20, b"\xff\xd8\xff\xe0" + b"J" * 500, b"no image at all", b"%PDF-1.7\n" * 9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,18 +35,39 @@ class Known:
     text: str
     probabilities: dict[str, float]
 
-    def ask(self, client: Client, timeout_s: float | None = None) -> Answer:
-        return client.classify(image=self.image or None, text=self.text or None, timeout_s=timeout_s)
-
-    def is_right(self, answer: Answer) -> bool:
-        return answer.probabilities.keys() == self.probabilities.keys() and all(
+    def check(self, answer: Answer) -> None:
+        """Raises WrongAnswer."""
+        is_right = answer.probabilities.keys() == self.probabilities.keys() and all(
             abs(answer.probabilities[label] - expected) <= MAX_DIFFERENCE
             for label, expected in self.probabilities.items()
         )
+        if not is_right:
+            raise WrongAnswer(f"{answer.label} {answer.probabilities}")
+
+
+class Request(NamedTuple):
+    """timeout_s  None: the client's"""
+
+    item: Known
+    timeout_s: float | None = None
+
+
+@contextlib.contextmanager
+def asking(url: str, retries: Retries | None = None) -> Iterator[Send[Request]]:
+    """A client whose answers are checked."""
+    with Client(url, timeout_s=TIMEOUT_S, retries=retries or Retries()) as client:
+
+        def ask(request: Request) -> None:
+            item = request.item
+            item.check(
+                client.classify(image=item.image or None, text=item.text or None, timeout_s=request.timeout_s)
+            )
+
+        yield ask
 
 
 def known_items(repository: Path) -> list[Known]:
-    """Items of every kind (both, picture only, words only), answered without a server."""
+    """Items of every kind (both, image only, text only), answered without a server."""
     items: list[Known] = []
     with Client(f"local:{repository}", timeout_s=60) as local:
         for image, text in made_up_mix()[:NUM_ITEMS]:
@@ -55,46 +78,34 @@ def known_items(repository: Path) -> list[Known]:
 
 
 class Callers:
-    """A context manager: inside the `with`, they call."""
+    """A context manager: inside the `with`, they call; at its end their calls go into the ledger."""
 
     def __init__(self, urls: Sequence[str], items: Sequence[Known], ledger: Ledger) -> None:
-        self._items, self._ledger = items, ledger
-        self._is_over = threading.Event()
-        jobs = [(self._call, url) for url in (*urls, *urls)]
-        jobs += [(self._call_in_a_hurry, url) for url in urls]
-        jobs.append((self._send_rubbish, urls[0]))
-        self._threads = [
-            threading.Thread(target=self._work, args=(job, url, seed), daemon=True)
-            for seed, (job, url) in enumerate(jobs)
+        chance = random.Random(0)
+        normal = [Request(chance.choice(items)) for _ in range(NUM_REQUESTS)]
+        hurried = [Request(item, chance.uniform(0.001, 0.2)) for item, _ in normal]
+        rubbish = [Request(Known(data, "a swan", {})) for data in RUBBISH]
+        jobs = [((*urls, *urls), normal), (urls, hurried), (urls[:1], rubbish)]
+        self._ledger = ledger
+        self._loops = [
+            ClosedLoop(
+                [functools.partial(asking, url) for url in those],
+                requests,
+                pause_s=PAUSE_S,
+                keeps_results=False,
+            )
+            for those, requests in jobs
         ]
 
     def __enter__(self) -> Callers:
-        for thread in self._threads:
-            thread.start()
+        self._stack = contextlib.ExitStack()
+        for loop in self._loops:
+            self._stack.enter_context(loop)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._is_over.set()
-        for thread in self._threads:
-            thread.join(JOIN_S)
-            if thread.is_alive():
-                raise UserError("a call did not end: its caller still waits")
-
-    def _work(self, job: Callable[[Client, random.Random], None], url: str, seed: int) -> None:
-        chance = random.Random(seed)
-        with Client(url, timeout_s=TIMEOUT_S) as client:
-            while not self._is_over.is_set():
-                job(client, chance)
-                time.sleep(PAUSE_S)
-
-    def _call(self, client: Client, chance: random.Random) -> None:
-        item = chance.choice(self._items)
-        self._ledger.account(lambda: item.ask(client), item.is_right)
-
-    def _call_in_a_hurry(self, client: Client, chance: random.Random) -> None:
-        item, timeout_s = chance.choice(self._items), chance.uniform(0.001, 0.2)
-        self._ledger.account(lambda: item.ask(client, timeout_s), item.is_right)
-
-    def _send_rubbish(self, client: Client, chance: random.Random) -> None:
-        rubbish = chance.choice(RUBBISH)
-        self._ledger.account(lambda: client.classify(image=rubbish, text="a swan"), lambda _: False)
+        try:
+            self._stack.close()
+        finally:
+            for loop in self._loops:
+                self._ledger.enter(loop.num_begun, loop.calls)

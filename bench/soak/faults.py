@@ -13,16 +13,15 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 from bench.served import ServedProcess
-from bench.soak.callers import Known
-from bench.soak.ledger import UNTYPED, Ledger
-from diptych_client import AsyncClient, Client, DiptychError, Retries
+from bench.soak.callers import Known, Request, asking
+from bench.soak.ledger import Ledger
+from diptych_client import AsyncClient
 from diptych_serving.errors import UserError
+from diptych_serving.traffic import NO_RETRIES, Call, ClosedLoop, send_on_time, shared
 
-NO_RETRIES = Retries(max_attempts=1)
 STORM_CALLS, STORM_CONCURRENCY = 1000, 64
 BURST_CALLS = 600
 NUM_VANISHING, NUM_CALLERS = 40, 2
@@ -102,37 +101,29 @@ class Faults:
 
     def _storm(self, url: str) -> None:
         """Deadlines of 1 to 200 ms, most of which expire on the way."""
-        with (
-            Client(url, retries=NO_RETRIES) as client,
-            ThreadPoolExecutor(STORM_CONCURRENCY) as pool,
-        ):
-
-            def call(_: int) -> None:
-                item, timeout_s = self._chance.choice(self._items), self._chance.uniform(0.001, 0.2)
-                self._ledger.account(lambda: item.ask(client, timeout_s), item.is_right)
-
-            list(pool.map(call, range(STORM_CALLS)))
+        requests = [
+            Request(self._chance.choice(self._items), self._chance.uniform(0.001, 0.2))
+            for _ in range(STORM_CALLS)
+        ]
+        with asking(url, NO_RETRIES) as ask:
+            callers = [shared(ask)] * STORM_CONCURRENCY
+            with ClosedLoop(callers, requests, num_calls=STORM_CALLS, keeps_results=False) as storm:
+                storm.join()
+        self._ledger.enter(storm.num_begun, storm.calls)
 
     def _burst(self) -> None:
         """More at once than the queues hold."""
 
-        async def call(client: AsyncClient, item: Known) -> None:
-            self._ledger.begin()
-            try:
-                answer = await client.classify(image=item.image or None, text=item.text or None)
-            except DiptychError as error:
-                self._ledger.end_with_error(error)
-            except Exception as error:
-                self._ledger.end(UNTYPED, type(error).__name__, repr(error))
-            else:
-                self._ledger.end_with_answer(answer, item.is_right)
-
-        async def call_all() -> None:
+        async def call_all() -> list[Call]:
             async with AsyncClient(self._served.urls[0], timeout_s=60, retries=NO_RETRIES) as client:
-                chosen = [self._chance.choice(self._items) for _ in range(BURST_CALLS)]
-                await asyncio.gather(*(call(client, item) for item in chosen))
 
-        asyncio.run(call_all())
+                async def ask(item: Known) -> None:
+                    item.check(await client.classify(image=item.image or None, text=item.text or None))
+
+                return await send_on_time(ask, chosen, [0.0] * BURST_CALLS)
+
+        chosen = [self._chance.choice(self._items) for _ in range(BURST_CALLS)]
+        self._ledger.enter(BURST_CALLS, asyncio.run(call_all()))
 
     def _vanish(self, url: str) -> None:
         """Half a request and a reset, many times; then processes that die with calls in flight. Nobody is

@@ -1,4 +1,4 @@
-"""Runs the benchmark and writes its table, picture and JSON.
+"""Runs the benchmark and writes its table, charts and JSON.
 
 python -m bench.speed --run runs/quickstart             all of it: a quarter of an hour, quiet machine
 python -m bench.speed --run runs/quickstart --quick     the same in little, to see that it works
@@ -20,7 +20,7 @@ from diptych_serving.progress import console
 from diptych_serving.repository.settings import load_settings
 from diptych_serving.server import children
 
-RESULTS = Path("loadtest/results")
+RESULTS = Path("bench/results")
 
 
 def main() -> int:
@@ -57,7 +57,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--target", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--precision", default="auto", help="as diptych export takes it")
     parser.add_argument("--tuning", type=Path, help="settings that diptych tune wrote")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where table, picture and JSON go")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where table, charts and JSON go")
     return parser.parse_args()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import resource
 import subprocess
@@ -26,7 +25,7 @@ from diptych.data.dataset import to_inputs
 from diptych.runs.run import load_run
 from diptych_serving.preprocessing import Preprocessor, Row
 from diptych_serving.server import children
-from diptych_serving.tuning.closed_loop import load_items
+from diptych_serving.traffic import ClosedLoop, load_items, shared
 
 ARTICLE_TOKENS = 128
 WARMUP_CALLS = 3
@@ -79,7 +78,7 @@ def run_in_processes(
 
 
 def article_path(run_directory: Path) -> Callable[[Items], None]:
-    """What the article's predict function does, step for step; padding and absent pictures are computed."""
+    """What the article's predict function does, step for step; padding and absent images are computed."""
     run = load_run(run_directory)
     spec = dataclasses.replace(run.preprocessor.spec, max_tokens=ARTICLE_TOKENS)
     preprocessor = Preprocessor(spec, run.preprocessor.tokenizer_json)
@@ -114,20 +113,19 @@ def main() -> None:
     predict = article_path(Path(source)) if what == "article" else ceiling_path(Path(source), device)
     items = [(image, text.encode()) for image, text in load_items(Path(path))]
     size = int(batch_size)
-    batches = itertools.cycle([items[start : start + size] for start in range(0, len(items), size)])
-    for _ in range(WARMUP_CALLS):
-        predict(next(batches))
-    latencies_ms, num_items = [], 0
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
+    with ClosedLoop([shared(predict)], batches, keeps_results=False, num_calls=WARMUP_CALLS) as warm_up:
+        warm_up.join()
     begin_s, cpu_s = time.monotonic(), time.process_time()
-    while (start_s := time.monotonic()) < begin_s + float(duration_s):
-        batch = next(batches)
-        predict(batch)
-        num_items += len(batch)
-        latencies_ms.append((time.monotonic() - start_s) * 1000)
+    with ClosedLoop([shared(predict)], batches, keeps_results=False) as loop:
+        time.sleep(float(duration_s))
+    for call in loop.calls:
+        if not call.is_answered:
+            raise RuntimeError(f"{what}: {call.outcome}: {call.result}")
     result = {
-        "num_items": num_items,
+        "num_items": sum(len(batches[call.item]) for call in loop.calls),
         "seconds": time.monotonic() - begin_s,
-        "latencies_ms": latencies_ms,
+        "latencies_ms": [call.latency_ms for call in loop.calls],
         "cpu_s": time.process_time() - cpu_s,
         "memory_mib": _peak_memory_mib(),
     }

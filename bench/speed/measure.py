@@ -13,17 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.speed.inprocess import run_in_processes
 from bench.speed.meter import Meter
 from bench.speed.pairs import Pair
 from bench.speed.soak import Soak, soak
-from bench.speed.steady import measure_steadily
 from diptych_serving.errors import UserError
 from diptych_serving.hardware import num_cores
 from diptych_serving.progress import console
 from diptych_serving.repository.settings import Settings
 from diptych_serving.server import Server, ServerConfig, children
-from diptych_serving.tuning.closed_loop import run_load, save_items
+from diptych_serving.traffic import Traffic, save_items, send_from_another_process
+from diptych_serving.tuning.load import measure_load
 
 CONCURRENCIES = (1, 4, 8, 16, 32)
 PEER_CONCURRENCIES = (4, 16)
@@ -138,10 +140,21 @@ def measure_pair(pair: Pair, plan: Plan, directory: Path) -> Outcome:
         )
         peak = outcome.best("ensemble grpc").items_per_s
         with meters["ensemble"].awake():
-            steady = measure_steadily(
+            steady = _measure_steadily(
                 server.grpc_url, items, rate_per_s=SHARE_OF_PEAK * peak, duration_s=plan.steady_s
             )
             return dataclasses.replace(outcome, steady=steady, soak=soak(server, items, plan.soak_s))
+
+
+def _measure_steadily(url: str, items: Path, *, rate_per_s: float, duration_s: float) -> dict[str, float]:
+    """Latencies of calls that arrive at random moments, as many a second as given."""
+    traffic = Traffic(url=url, items=items, calls_per_s=rate_per_s, duration_s=duration_s)
+    recording = send_from_another_process(traffic)
+    if recording.num_errors:
+        raise UserError(f"{url}: {recording.num_errors} of the benchmark's requests failed")
+    found = [call.latency_ms for call in recording.calls if call.start_s > recording.begin_s]
+    p50, p99 = np.percentile(found, [50, 99]).tolist()
+    return {"p50_ms": p50, "p99_ms": p99, "num_items": len(found)}
 
 
 _NO_SOAK = Soak(seconds=[], num_items=[], memory_mib=[], r_squared=0.0, growth_mib=0.0)
@@ -170,7 +183,7 @@ def _loaded(
 ) -> dict[str, float]:
     """One load from its own process, with what the server spent on it."""
     cpu_s = meter.cpu_s()
-    load = run_load(url, items, concurrency=concurrency, duration_s=duration_s, caller=caller)
+    load = measure_load(url, items, concurrency=concurrency, duration_s=duration_s, caller=caller)
     cpu_s = meter.cpu_s() - cpu_s
     if load.num_errors:
         raise UserError(f"{url}: {load.num_errors} of the benchmark's requests failed")

@@ -1,4 +1,4 @@
-"""What the benchmark found, as a table, as JSON and as pictures."""
+"""What the benchmark found, as a table, as JSON and as charts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.speed.charts import plot_outcomes, plot_soaks
 from bench.speed.measure import Outcome, Plan
-from bench.speed.pictures import plot_outcomes, plot_soaks
 from diptych.export.manifest import git_commit
 from diptych_serving.hardware import num_cores
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.speed.meter import Meter
 from diptych_serving.server import Server
-from diptych_serving.tuning.closed_loop import run_load
+from diptych_serving.traffic import Traffic, send_from_another_process
 
 SAMPLE_S = 1.0
 CONCURRENCY = 16
@@ -48,7 +48,11 @@ def soak(server: Server, items: Path, duration_s: float) -> Soak:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        run_load(server.grpc_url, items, concurrency=CONCURRENCY, duration_s=duration_s, warmup_s=0.0)
+        send_from_another_process(
+            Traffic(
+                url=server.grpc_url, items=items, num_callers=CONCURRENCY, duration_s=duration_s, warmup_s=0.0
+            )
+        )
     finally:
         is_over.set()
         watcher.join()

@@ -99,7 +99,8 @@ check_fetch() {
 # Calls are under way when SIGTERM comes; each must be answered, or refused in a way that a client retries.
 check_stop() {
     engine run --detach --name "$probe" "${locked[@]}" --network "container:$server" \
-        --volume "$here/docker/prove/callers.py:/callers.py:ro" --entrypoint python3 diptych-client:proof /callers.py
+        --volume "$here/docker/prove/callers.py:/callers.py:ro" \
+        --volume "$here/serving/src/diptych_serving:/diptych_serving:ro" --entrypoint python3 diptych-client:proof /callers.py
     for _ in $(seq 300); do
         if engine logs "$probe" 2>&1 | grep -q answering; then break; fi
         sleep 0.2

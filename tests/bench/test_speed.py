@@ -16,7 +16,6 @@ from bench.speed.measure import Measurement, Outcome, Plan
 from bench.speed.meter import Meter
 from bench.speed.results import print_results, save_results
 from bench.speed.soak import Soak
-from bench.speed.steady import offer
 from diptych_serving.preprocessing import InvalidInput
 from diptych_serving.repository.settings import Settings
 from tests.helpers.tiny_repository import LABELS, build_tiny_repository
@@ -80,23 +79,8 @@ def test_results_hold_the_promised_keys_the_hardware_and_the_versions(
     assert found["measured"]["hardware"]["num_cores"] >= 1
     assert found["measured"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert "throughput_over_best_peer    2.00" in capsys.readouterr().out
-    for picture in ("bench.png", "soak.png"):
-        assert (tmp_path / picture).stat().st_size > 10_000
-
-
-def test_a_steady_load_counts_the_wait_from_the_moment_intended() -> None:
-    """A server that stands still holds up every call that falls due meanwhile, not only those in flight."""
-    begin_s = time.monotonic()
-
-    def call(image: bytes, text: str) -> None:
-        is_standing_still = 1.2 < time.monotonic() - begin_s < 1.2 + PAUSE_S
-        if is_standing_still:
-            time.sleep(begin_s + 1.2 + PAUSE_S - time.monotonic())
-
-    latencies_ms = offer(call, [(b"", "words")], rate_per_s=30, duration_s=2.5)
-    waited = [latency for latency in latencies_ms if latency > 200]
-    assert len(waited) > 15
-    assert max(latencies_ms) > 1000
+    for chart in ("bench.png", "soak.png"):
+        assert (tmp_path / chart).stat().st_size > 10_000
 
 
 def test_the_meter_counts_what_a_process_has_started_and_can_end_it_all() -> None:

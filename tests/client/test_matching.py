@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,6 @@ from diptych_client import Client, ConnectionFailed, DiptychError, Retries
 from tests.client.fake_triton import Failure, FakeTriton
 
 LABELS = ["electronics", "clothing", "books", "home: garden"]
-FORKED_CALLERS = Path(__file__).with_name("forked_callers.py")
 
 
 def test_an_answer_with_another_requests_id_is_asked_for_again(triton: FakeTriton, wire: str, classify_texts):
@@ -66,7 +64,18 @@ def test_an_error_that_a_proxy_repeats_is_not_the_next_requests(
 
 @pytest.mark.parametrize("kind", [[], ["--asynchronous"]])
 def test_processes_that_were_forked_after_a_call_get_their_own_answers(wire: str, kind: list[str]):
-    command = [sys.executable, str(FORKED_CALLERS), "--wire", wire, "--workers", "4", "--calls", "400", *kind]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.forked_callers",
+        "--wire",
+        wire,
+        "--workers",
+        "4",
+        "--calls",
+        "400",
+        *kind,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout) == {"answered": 500, "wrong": 0, "failed": {}}
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from bench.release_show.traffic import Traffic, expect, find_strays
+from bench.release_show.versions import expect, find_strays, version_of
 from diptych.export.export import export
 from diptych.runs.run import Run
 from diptych_client import Client
@@ -17,6 +18,7 @@ from diptych_serving.release.activation import activate
 from diptych_serving.release.control import Control
 from diptych_serving.repository.layout import previous_version
 from diptych_serving.server import Server, ServerConfig
+from diptych_serving.traffic import ClosedLoop, classifying, outcomes
 from tests.helpers.raw_wire import Item
 from tests.helpers.releasing import contents, run_command
 from tests.helpers.tiny_model import relabel
@@ -38,7 +40,8 @@ def test_a_version_with_other_labels_serves_only_by_name_and_each_answer_has_its
     relabelled: Path, items: list[Item], tmp_path: Path
 ) -> None:
     repository = shutil.copytree(relabelled, tmp_path / "model_repository")
-    expected = expect(repository, (1, 2), items)
+    asked = [(image, text.decode()) for image, text in items]
+    expected = expect(repository, (1, 2), asked)
     server = Server(repository, ServerConfig.on_free_ports())
     with server as running, Control(running.grpc_url) as control:
         running.wait_until_ready()
@@ -49,8 +52,8 @@ def test_a_version_with_other_labels_serves_only_by_name_and_each_answer_has_its
             activate(repository, 2, control)
         assert contents(repository) == before
         with (
-            Traffic(running.grpc_url, items, num_clients=4, think_s=THINK_S) as over_grpc,
-            Traffic(running.http_url, items, num_clients=2, think_s=THINK_S) as over_http,
+            ClosedLoop(4 * [partial(classifying, running.grpc_url)], asked, pause_s=THINK_S) as over_grpc,
+            ClosedLoop(2 * [partial(classifying, running.http_url)], asked, pause_s=THINK_S) as over_http,
         ):
             done = activate(repository, 2, control, allow_new_labels=True)
             assert done.new_labels == "adds frozen; lacks cold; has the order warm, green, frozen"
@@ -60,9 +63,9 @@ def test_a_version_with_other_labels_serves_only_by_name_and_each_answer_has_its
             with Client(running.http_url) as client:
                 assert client.labels() == OLD_LABELS
     for traffic in (over_grpc, over_http):
-        assert traffic.failures == []
-        assert {answer.version for answer in traffic.answers} == {1, 2}
-        assert find_strays(traffic.answers, expected, 1e-5) == []
+        assert outcomes(traffic.calls).keys() == {"Answer"}
+        assert {version_of(call) for call in traffic.calls} == {1, 2}
+        assert find_strays(traffic.calls, expected, 1e-5) == []
 
 
 def test_without_a_server_other_labels_need_the_flag_too(relabelled: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.release_show.__main__ import SHIFT
 from bench.release_show.spoiling import break_torchscript
+from bench.release_show.versions import SHIFT
 from diptych.analysis.compare import compare_versions
 from diptych.analysis.comparison import Comparison
 from diptych.evaluation.predict import predict

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from diptych_serving.server import Server
-from tests.bombs import BOMBS
+from tests.helpers.bombs import BOMBS
 from tests.helpers.hostile_inputs import hostile_items
 from tests.helpers.raw_wire import Item, Refused, ask_over_grpc, ask_over_http, grpc_channel
 

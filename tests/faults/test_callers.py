@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from bench.served import START_TIMEOUT_S, ServedProcess, wait_for
-from diptych_client import Answer, Client, DeadlineExceeded, Overloaded
+from bench.storms import NUM_CALLS, expire
+from diptych_client import Client
 from diptych_serving.server import Server, ServerConfig
+from diptych_serving.traffic import NO_RETRIES, outcomes
+from tests.helpers.callers import calling
 from tests.helpers.server_holdings import Holdings, num_pending
 from tests.helpers.tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
-from tests.helpers.traffic import NO_RETRIES, Traffic
-from tests.storms import NUM_CALLS, expire
 
 CALLER = """
 import sys, threading
@@ -75,21 +76,20 @@ def vanish(url: str) -> None:
 def test_a_thousand_deadlines_that_expire_leave_nothing_behind(busy: Server, wire: str) -> None:
     before = Holdings(busy)
     with Client({"http": busy.http_url, "grpc": busy.grpc_url}[wire], retries=NO_RETRIES) as client:
-        outcomes = expire(lambda timeout_s: client.classify(text="a red cat", timeout_s=timeout_s))
-    assert outcomes.total() == NUM_CALLS
-    assert outcomes.keys() <= {Answer, DeadlineExceeded, Overloaded}, outcomes
-    assert outcomes[DeadlineExceeded] > 0
+        ended = expire(lambda timeout_s: client.classify(text="a red cat", timeout_s=timeout_s))
+    assert ended.total() == NUM_CALLS
+    assert ended.keys() <= {"Answer", "DeadlineExceeded", "Overloaded"}, ended
+    assert ended["DeadlineExceeded"] > 0
     expect_nothing_kept(busy, before)
 
 
 def test_a_process_that_is_killed_in_mid_request_costs_nobody_else_an_answer(busy: Server) -> None:
     before = Holdings(busy)
-    with Traffic([busy.grpc_url, busy.http_url], num_callers=4, timeout_s=60) as others:
+    with calling([busy.grpc_url, busy.http_url], num_callers=4, timeout_s=60) as others:
         for _ in range(2):
             vanish(busy.http_url)
         assert others.wait_for_answers(20)
-    assert others.broken == []
-    assert others.kinds().keys() == {Answer}
+    assert outcomes(others.calls).keys() == {"Answer"}
     expect_nothing_kept(busy, before)
 
 

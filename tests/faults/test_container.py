@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from bench.served import END_TIMEOUT_S, ServedProcess, wait_for
-from diptych_client import Answer, Client, ModelNotReady, Tls
+from diptych_client import Client, Tls
 from diptych_serving.server import leftovers
 from diptych_serving.server.gpu import has_gpu
+from diptych_serving.traffic import outcomes
+from tests.helpers.callers import calling, is_refused
 from tests.helpers.certificates import make_certificates
 from tests.helpers.fake_cuda import fake_driver
 from tests.helpers.tiny_repository import build_tiny_repository
-from tests.helpers.traffic import Traffic
 
 IN_NAMESPACES = [
     "unshare",
@@ -84,12 +85,11 @@ def test_it_is_well_reaps_orphans_drains_on_sigterm_and_leaves_nothing(container
     assert wait_for(lambda: len(leftovers.children_of(first)) == 1)  # the server alone
     left = workspaces(container)
     assert len(left) == 1
-    with Traffic([container.url("gRPC"), container.url("HTTP")], stops_at=ModelNotReady) as traffic:
+    with calling([container.url("gRPC"), container.url("HTTP")], stops_at=is_refused) as traffic:
         assert traffic.wait_for_answers(50)
         os.kill(first, signal.SIGTERM)
         assert container.process.wait(END_TIMEOUT_S) == 0
-    assert traffic.broken == []
-    assert traffic.kinds().keys() == {Answer, ModelNotReady}
+    assert outcomes(traffic.calls).keys() == {"Answer", "ModelNotReady"}
     assert not any(path.exists() for path in left)
     assert "not alive: " in container.probe().stderr
     assert "not ready: " in container.probe("--ready").stderr

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from bench.served import wait_for
-from diptych_client import Answer, Client, Overloaded
+from diptych_client import Client
 from diptych_serving.server import Server, ServerConfig
+from diptych_serving.traffic import outcomes
+from tests.helpers.callers import calling
 from tests.helpers.server_holdings import num_pending
 from tests.helpers.tiny_repository import SlowImageEncoder, build_tiny_repository, script_to
-from tests.helpers.traffic import Traffic
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +31,10 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_a_full_queue_refuses_and_what_is_accepted_is_answered(narrow: Server) -> None:
-    with Traffic([narrow.grpc_url, narrow.http_url], num_callers=64, pause_s=0.02) as traffic:
+    with calling([narrow.grpc_url, narrow.http_url], num_callers=64, pause_s=0.02) as traffic:
         assert traffic.wait_for_answers(30)
-    assert traffic.broken == []
-    assert traffic.kinds().keys() == {Answer, Overloaded}
-    refusals = {outcome.message for outcome in traffic.outcomes if isinstance(outcome, Overloaded)}
+    assert outcomes(traffic.calls).keys() == {"Answer", "Overloaded"}
+    refusals = {call.result.message for call in traffic.calls if not call.is_answered}
     # The second: whoever has waited a second at preprocess.
     assert any("Exceeds maximum queue size" in message for message in refusals), refusals
     words = ("Exceeds maximum queue size", "Request timeout expired")

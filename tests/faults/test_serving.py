@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from bench.served import END_TIMEOUT_S, ServedProcess
-from diptych_client import Answer, ConnectionFailed, DeadlineExceeded, ModelNotReady, Retries, ServerFault
+from diptych_client import Retries
 from diptych_serving.server import Server, Supervision
 from diptych_serving.server.supervisor import Restarts
+from diptych_serving.traffic import outcomes
+from tests.helpers.callers import calling, is_refused
 from tests.helpers.python_stubs import needs_python_stubs
 from tests.helpers.tiny_repository import build_tiny_repository
-from tests.helpers.traffic import Traffic
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_a_dead_stub_and_a_dead_server_are_replaced_under_load_until_a_third_fau
     fragile: ServedProcess,
 ) -> None:
     urls = [fragile.url("gRPC"), fragile.url("HTTP")]
-    with Traffic(urls, timeout_s=5, retries=Retries(), pause_s=0.02) as traffic:
+    with calling(urls, timeout_s=5, retries=Retries(), pause_s=0.02) as traffic:
         assert traffic.wait_for_answers(50)
         os.kill(fragile.stub_pids()["text_encoder"], signal.SIGKILL)
         fragile.wait_until_ready(num_starts=2)
@@ -62,8 +63,8 @@ def test_a_dead_stub_and_a_dead_server_are_replaced_under_load_until_a_third_fau
     assert "no request was answered for " in fragile.output()
     assert "Giving up: 2 restarts in a row did not help." in fragile.output()
     assert fragile.left_behind() == []
-    assert traffic.broken == []
-    assert traffic.kinds().keys() <= {Answer, ConnectionFailed, DeadlineExceeded, ModelNotReady, ServerFault}
+    expected = {"Answer", "ConnectionFailed", "DeadlineExceeded", "ModelNotReady", "ServerFault"}
+    assert outcomes(traffic.calls).keys() <= expected
 
 
 def test_sigterm_under_load_answers_all_that_was_accepted_and_refuses_the_rest(
@@ -72,8 +73,8 @@ def test_sigterm_under_load_answers_all_that_was_accepted_and_refuses_the_rest(
     """Callers of this server alone end at their first refusal; those that know another one see none."""
     alone = [draining.url("gRPC"), draining.url("HTTP")]
     with (
-        Traffic(alone, num_callers=48, stops_at=ModelNotReady) as refused,
-        Traffic(
+        calling(alone, num_callers=48, stops_at=is_refused) as refused,
+        calling(
             [[alone[0], server.grpc_url], [alone[1], server.http_url]], retries=Retries(), pause_s=0.01
         ) as moved,
     ):
@@ -84,15 +85,14 @@ def test_sigterm_under_load_answers_all_that_was_accepted_and_refuses_the_rest(
         assert moved.wait_for_answers(50)
     assert "Not drained" not in draining.output()
     assert draining.left_behind() == []
-    assert refused.broken == moved.broken == []
-    assert refused.kinds()[ModelNotReady] == 48
-    assert refused.kinds().keys() == {Answer, ModelNotReady}
-    assert moved.kinds().keys() == {Answer}
+    assert outcomes(refused.calls)["ModelNotReady"] == 48
+    assert outcomes(refused.calls).keys() == {"Answer", "ModelNotReady"}
+    assert outcomes(moved.calls).keys() == {"Answer"}
 
 
 @needs_python_stubs
 def test_a_second_signal_ends_a_draining_server_at_once(draining: ServedProcess) -> None:
-    with Traffic([draining.url("gRPC")], num_callers=4):
+    with calling([draining.url("gRPC")], num_callers=4):
         stub = draining.stub_pids()["image_encoder"]
         os.kill(stub, signal.SIGSTOP)  # so that what is in flight stays there
         draining.process.terminate()

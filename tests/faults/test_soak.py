@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from bench.soak.__main__ import soak
+from bench.soak.soak import soak
 
 FAULTS = ["kill -9 of tritonserver", "full queue", "clients vanish"]
 

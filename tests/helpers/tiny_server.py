@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.release_show.__main__ import export_versions
+from bench.release_show.versions import export_versions
 from diptych.runs.run import Run
 from diptych_serving.server import Server, ServerConfig
 from tests.helpers.raw_wire import Item

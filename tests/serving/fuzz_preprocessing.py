@@ -30,7 +30,7 @@ with atheris.instrument_imports(
 
     from diptych_serving import preprocessing
 
-from tests.bombs import overlapping_exif
+from tests.helpers.bombs import overlapping_exif
 from tests.helpers.raw_wire import tells_of_our_insides
 from tests.helpers.repository_files import tiny_tokenizer
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from diptych.config.sections import TrainingLimits
 from diptych_serving.preprocessing import InvalidInput, PreprocessingSpec, fit_image, format_of
-from tests.bombs import flat, gif_of_a_large_frame, jpeg_segment, overlapping_exif
+from tests.helpers.bombs import flat, gif_of_a_large_frame, jpeg_segment, overlapping_exif
 from tests.helpers.hostile_inputs import draw_leaf, encode, exif
 
 SERVING = PreprocessingSpec(image_size_px=64, max_tokens=8)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import shutil
+import time
 from pathlib import Path
+from typing import NoReturn
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -19,12 +23,23 @@ from diptych_serving.repository.settings import (
     save_settings,
 )
 from diptych_serving.repository.tuned_copy import make_copy, update_copy
+from diptych_serving.traffic import (
+    ClosedLoop,
+    Recording,
+    constant,
+    load_items,
+    poisson,
+    save_items,
+    send_on_time,
+    shared,
+)
 from diptych_serving.tuning.chart import plot_trials
-from diptych_serving.tuning.closed_loop import Load, load_items, measure, save_items
+from diptych_serving.tuning.load import Load, judge
 from diptych_serving.tuning.search import Trial, axes_for, search
 from tests.helpers.repository_files import lay_out_repository
 
 LIMIT_MS = 100.0
+NUM_ITEMS = 30
 TUNED = Settings(
     preprocess_instances=2,
     image_encoder_instances=3,
@@ -211,17 +226,59 @@ def test_items_survive_their_file(tmp_path: Path) -> None:
 
 
 def test_what_fails_is_counted_and_is_no_answer() -> None:
-    def call(image: bytes, text: str) -> None:
-        if text == "bad":
+    def send(item: str) -> None:
+        if item == "bad":
             raise OSError("refused")
 
-    load = measure(lambda: call, [(b"", "good"), (b"", "bad")], concurrency=2, duration_s=0.2, warmup_s=0.05)
-    assert load.num_items > 0
-    assert load.num_errors > 0
-    assert load.num_answered >= load.num_items
+    begin_s = time.monotonic()
+    with ClosedLoop([shared(send)] * 2, ["good", "bad"], num_calls=20) as loop:
+        loop.join()
+    early = begin_s + 0.5 * (loop.calls[-1].end_s - begin_s)
+    late = time.monotonic()
+    load = judge(Recording(calls=loop.calls, begin_s=early, end_s=late, cpu_s=0.1), concurrency=2)
+    assert load.num_answered == load.num_errors == 10
+    assert 0 < load.num_items <= load.num_answered
 
 
-def test_the_picture_is_drawn(tmp_path: Path) -> None:
+def test_callers_end_at_their_outcome_and_what_could_not_be_opened_is_raised() -> None:
+    def refuse(_: None) -> None:
+        raise OSError("refused")
+
+    with ClosedLoop([shared(refuse)] * 3, [None], stops_at=lambda call: not call.is_answered) as loop:
+        loop.join()
+    assert [str(call.result) for call in loop.calls] == 3 * ["refused"]
+
+    def broken() -> NoReturn:
+        raise UserError("no such server")
+
+    with pytest.raises(UserError, match="no such server"), ClosedLoop([shared(refuse), broken], [None]):
+        pass
+
+
+def test_an_open_loop_counts_from_the_instant_that_was_meant() -> None:
+    """A server that stands still holds up every call that falls due meanwhile, not only those in flight."""
+    is_awake = asyncio.Event()
+
+    async def send(item: int) -> None:
+        if item == NUM_ITEMS - 1:
+            is_awake.set()
+        await is_awake.wait()
+
+    calls = asyncio.run(send_on_time(send, range(NUM_ITEMS), constant(100, NUM_ITEMS / 100)))
+    starts_s = [call.start_s for call in sorted(calls, key=lambda call: call.item)]
+    assert np.diff(starts_s) == pytest.approx(np.full(NUM_ITEMS - 1, 0.01))
+    assert max(call.latency_ms for call in calls) > 1000 * (starts_s[-1] - starts_s[0])
+
+
+def test_random_arrivals_are_as_many_as_asked_and_the_same_again() -> None:
+    offsets_s = list(poisson(100, 50))
+    assert offsets_s == list(poisson(100, 50))
+    assert len(offsets_s) == pytest.approx(5000, rel=0.05)
+    gaps_s = np.diff(offsets_s)
+    assert gaps_s.std() == pytest.approx(gaps_s.mean(), rel=0.1)  # of an exponential distribution
+
+
+def test_the_chart_is_drawn(tmp_path: Path) -> None:
     trials = [a_machine(Settings()), a_machine(dataclasses.replace(Settings(), image_encoder_instances=2))]
     plot_trials(trials, trials[1].settings, LIMIT_MS, tmp_path / "tuning.png")
     assert (tmp_path / "tuning.png").stat().st_size > 10_000

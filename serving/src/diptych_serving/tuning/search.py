@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diptych_serving.repository.settings import Settings
-from diptych_serving.tuning.closed_loop import Load
+from diptych_serving.tuning.load import Load
 
 # Less than this is noise: two measurements of one setting on a shared two-core machine differed by this.
 WORTHWHILE_GAIN = 1.05

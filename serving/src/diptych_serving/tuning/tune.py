@@ -17,8 +17,9 @@ from diptych_serving.progress import console
 from diptych_serving.repository.settings import Settings, save_settings
 from diptych_serving.server import Server, ServerConfig
 from diptych_serving.server.gpu import has_gpu
+from diptych_serving.traffic import save_items
 from diptych_serving.tuning.chart import plot_trials
-from diptych_serving.tuning.closed_loop import Load, run_load, save_items
+from diptych_serving.tuning.load import Load, measure_load
 from diptych_serving.tuning.search import Trial, axes_for, search
 
 CONCURRENCIES = (2, 4, 8, 16, 32)
@@ -105,8 +106,9 @@ def _run_trial(repository: Path, settings: Settings, items: Path, config: TuneCo
     with Server(repository, ServerConfig.on_free_ports(settings=settings)) as server:
         server.wait_until_ready()
         for concurrency in CONCURRENCIES:
-            loads.append(run_load(server.grpc_url, items, concurrency=concurrency, duration_s=config.load_s))
-            if loads[-1].p99_ms > config.p99_ms:
+            load = measure_load(server.grpc_url, items, concurrency=concurrency, duration_s=config.load_s)
+            loads.append(load)
+            if load.p99_ms > config.p99_ms:
                 break
     return Trial(settings=settings, loads=loads)
 

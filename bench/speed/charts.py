@@ -1,4 +1,4 @@
-"""Pictures of a benchmark: every system side by side, and the soak over time."""
+"""Charts of a benchmark: every system side by side, and the soak over time."""
 
 from __future__ import annotations
 

@@ -1,18 +1,11 @@
-"""Small files that ask for much: what each costs the preprocessor. As a program, it prints the table.
-
-python tests/bombs.py
-"""
+"""Small files that ask for much. `python -m bench.bombs` measures what each costs the preprocessor."""
 
 from __future__ import annotations
 
 import io
-import json
 import struct
-import sys
-import time
 import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 from PIL import Image
 
@@ -158,37 +151,3 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "JPEG of filling": lambda: into_jpeg(b"\xff" * 19_000_000),
     "GIF of comments": lambda: into_gif(b"\x21\xfe\1a\0" * 3_000_000),
 }
-
-
-def measure_all() -> Iterator[tuple[str, int, float, float, str]]:
-    """(name, bytes of the file, seconds of CPU, MiB of memory on top, what came of it) of each bomb."""
-    from diptych_serving.preprocessing import InvalidInput, PreprocessingSpec, fit_image
-
-    spec = PreprocessingSpec(image_size_px=224, max_tokens=32)
-    for format in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):  # libraries load at first use
-        fit_image(encode(Image.new("RGB", (600, 600)), format), spec)
-    for name, make in BOMBS.items():
-        data = make()
-        before = _status_mib("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
-        start = time.process_time()
-        try:
-            fit_image(data, spec)
-            outcome = "answered"
-        except InvalidInput as error:
-            outcome = str(error).removeprefix("preprocess: image: found ")
-        yield name, len(data), time.process_time() - start, _status_mib("VmHWM") - before, outcome
-
-
-def _status_mib(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-if __name__ == "__main__":
-    for measured in measure_all():
-        if "--json" in sys.argv:
-            print(json.dumps(measured), flush=True)  # noqa: T201
-        else:
-            name, num_bytes, cpu_s, mib, outcome = measured
-            print(f"{name:<40}{num_bytes:>11,} B {1000 * cpu_s:5.0f} ms {mib:4.0f} MiB  {outcome[:70]}")  # noqa: T201

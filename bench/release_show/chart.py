@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bench.release_show.show import FIRST, SECOND, Show
+from bench.release_show.versions import version_of
 
 COLOURS = {FIRST: "#2b6cb0", SECOND: "#dd6b20"}
 INK, PALE, WRONG = "#1f2933", "#e4e7eb", "#c53030"
@@ -21,14 +22,14 @@ def draw_show(show: Show, path: Path) -> None:
     edges = np.arange(0, duration_s + 0.5, 0.5)
     floor = np.zeros(len(edges) - 1)
     for version, colour in COLOURS.items():
-        at_s = [answer.at_s - show.start_s for answer in show.answers if answer.version == version]
+        at_s = [call.end_s - show.start_s for call in show.answers if version_of(call) == version]
         rates = np.histogram(at_s, edges)[0] / 0.5
         label = f"version {version}: {len(at_s):,} answers"
         axes.bar(edges[:-1], rates, 0.5, bottom=floor, align="edge", color=colour, label=label)
         floor = floor + rates
-    lost = [failure.at_s - show.start_s for failure in show.failures]
+    lost = [call.end_s - show.start_s for call in show.failures]
     axes.plot(lost, [0] * len(lost), "x", color=WRONG, label=f"calls without an answer: {len(lost)}")
-    strays = [answer.at_s - show.start_s for answer in show.strays]
+    strays = [call.end_s - show.start_s for call in show.strays]
     axes.plot(strays, [0] * len(strays), "^", color=WRONG, label=f"answers of neither version: {len(strays)}")
     top = max(1.0, floor.max())
     for number, event in enumerate(show.events, start=1):

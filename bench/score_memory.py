@@ -1,6 +1,6 @@
 """How much memory `diptych-client score` takes for longer and longer tables, against a real tritonserver.
 
-    python -m tests.score_memory 5000 20000 100000
+    python -m bench.score_memory 5000 20000 100000
 
 The server serves the tiny repository of the tests, so the client is what is measured. Each table is scored
 by a process of its own. Its peak of resident memory is read from /proc while it runs: what
@@ -22,7 +22,7 @@ from diptych_serving.server import Server, ServerConfig
 from tests.helpers.catalogues import write_picture
 from tests.helpers.tiny_repository import build_tiny_repository
 
-NUM_PICTURES = 60
+NUM_IMAGES = 60
 LOOK_EVERY_S = 0.1
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     sizes = [int(argument) for argument in sys.argv[1:]] or [5_000, 20_000, 100_000]
     with tempfile.TemporaryDirectory(prefix="diptych-score-memory-") as root:
         directory = Path(root)
-        for number in range(NUM_PICTURES):
+        for number in range(NUM_IMAGES):
             write_picture(directory / f"{number}.png", ("cold", "green", "warm")[number % 3], number)
         repository = build_tiny_repository(directory / "model_repository")
         with Server(repository, ServerConfig.on_free_ports()) as server:
@@ -45,8 +45,8 @@ def _score(server: Server, directory: Path, num_rows: int) -> str:
         writer = csv.writer(file)
         writer.writerow(("sku", "image_path", "description"))
         for row in range(num_rows):
-            picture = f"{row % NUM_PICTURES}.png" if row % 4 else ""
-            writer.writerow((row, picture, f"a red cat number {row}"))
+            image = f"{row % NUM_IMAGES}.png" if row % 4 else ""
+            writer.writerow((row, image, f"a red cat number {row}"))
     command = [sys.executable, "-m", "diptych_client", "score", str(table), "--out", str(out)]
     command += ["--url", server.grpc_url, "--timeout-s", "60"]
     start_s = time.monotonic()

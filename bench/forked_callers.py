@@ -1,7 +1,7 @@
 """Many calls from processes that were forked after the first call, as by gunicorn's --preload; counts the
 answers that belong to another call.
 
-    python tests/client/forked_callers.py --wire http --workers 8 --calls 10000
+    python -m bench.forked_callers --wire http --workers 8 --calls 10000
 
 Prints {"answered": ..., "wrong": ..., "failed": ...}. With --asynchronous the workers use AsyncClient.
 """
@@ -101,7 +101,7 @@ def main() -> None:
     server.stdin.close()
     server.wait()
     failed = {kind: count for kind, count in total.items() if kind.startswith("failed")}
-    print(json.dumps({"answered": total["answered"], "wrong": total["wrong"], "failed": failed}))
+    print(json.dumps({"answered": total["answered"], "wrong": total["wrong"], "failed": failed}))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
 """A thousand calls whose deadlines expire. As a program: how many such storms over gRPC a server survives.
 
-    python -m tests.storms 15
+    python -m bench.storms 15
 
 First with deadlines that gRPC itself keeps, as tritonclient leaves them, then with `diptych_client`. What is
-served is the tiny repository of the tests with a picture encoder as slow as a real one and a queue of eight,
+served is the tiny repository of the tests with an image encoder as slow as a real one and a queue of eight,
 which is always full. Four patient callers go on asking. A server that ended is started again.
 """
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,42 +25,36 @@ import tritonclient.grpc as triton
 
 from diptych_client import Client
 from diptych_serving.server import Server, ServerConfig, children
+from diptych_serving.traffic import NO_RETRIES, ClosedLoop, Send, classifying, outcomes, shared
 from tests.helpers.tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
-from tests.helpers.traffic import NO_RETRIES, Traffic
 
 NUM_CALLS, CONCURRENCY = 1000, 64
 WORDS = "a red cat"
 # The race is over a moment after the storm.
 LOOK_AFTER_S = 1.0
 
-Ask = Callable[[float], object]
 
-
-def expire(ask: Ask) -> Counter[type]:
-    """ask      makes one call, with its deadline in seconds
+def expire(send: Send[float]) -> Counter[str]:
+    """send     makes one call, with its deadline in seconds
     returns  the types of what the calls returned or raised
     """
     chance = random.Random(0)
     timeouts_s = [chance.uniform(0.001, 0.2) for _ in range(NUM_CALLS)]
-
-    def kind(timeout_s: float) -> type:
-        try:
-            return type(ask(timeout_s))
-        except Exception as error:
-            return type(error)
-
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
-        return Counter(pool.map(kind, timeouts_s))
+    with ClosedLoop(
+        [shared(send)] * CONCURRENCY, timeouts_s, num_calls=NUM_CALLS, keeps_results=False
+    ) as storm:
+        storm.join()
+    return outcomes(storm.calls)
 
 
 @contextmanager
-def diptych_asking(server: Server) -> Iterator[Ask]:
+def diptych_asking(server: Server) -> Iterator[Send[float]]:
     with Client(server.grpc_url, retries=NO_RETRIES) as client:
         yield lambda timeout_s: client.classify(text=WORDS, timeout_s=timeout_s)
 
 
 @contextmanager
-def tritonclient_asking(server: Server) -> Iterator[Ask]:
+def tritonclient_asking(server: Server) -> Iterator[Send[float]]:
     inputs = [
         triton.InferInput(name, [1, 1], "BYTES").set_data_from_numpy(np.array([[value]], np.object_))
         for name, value in (("image", b""), ("text", WORDS.encode()))
@@ -85,7 +79,9 @@ def main() -> None:
             while left:
                 with Server(repository, ServerConfig.on_free_ports()) as server:
                     server.wait_until_ready()
-                    with Traffic([server.grpc_url, server.http_url], num_callers=4):
+                    urls = 2 * [server.grpc_url, server.http_url]
+                    patient = [functools.partial(classifying, url, retries=NO_RETRIES) for url in urls]
+                    with ClosedLoop(patient, [(b"", WORDS)], keeps_results=False):
                         while left and server.process.poll() is None:
                             left -= 1
                             with asking(server) as ask:
