@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from diptych_serving.errors import UserError
-from diptych_serving.server import Server, ServerConfig, children
+from diptych_serving.server import Server, ServerConfig
+from diptych_serving.server.signals import end_in_order
 from diptych_serving.traffic import ClosedLoop, Send, outcomes
 from tests.helpers.bombs import BOMBS, encode
 from tests.helpers.hostile_inputs import hostile_items
@@ -62,7 +63,7 @@ def run_round(
 
 
 def main() -> None:
-    children.end_in_order()
+    end_in_order()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repository", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=6)

@@ -30,7 +30,8 @@ from rich.table import Table
 from diptych_client import Client
 from diptych_serving.errors import UserError
 from diptych_serving.progress import console
-from diptych_serving.server import Server, ServerConfig, children
+from diptych_serving.server import Server, ServerConfig
+from diptych_serving.server.signals import end_in_order
 from diptych_serving.traffic import ClosedLoop, Send, shared
 
 CONCURRENCIES = (1, 16)
@@ -66,7 +67,7 @@ class Estimate:
 
 
 def main() -> int:
-    children.end_in_order()
+    end_in_order()
     options = _parse()
     num_rounds, seconds = (2, 1.0) if options.quick else (options.rounds, options.seconds)
     with Server(options.repository, ServerConfig.on_free_ports()) as server:

@@ -19,7 +19,8 @@ import numpy as np
 
 from diptych_client import Overloaded
 from diptych_serving.errors import UserError
-from diptych_serving.server import Server, ServerConfig, children
+from diptych_serving.server import Server, ServerConfig
+from diptych_serving.server.signals import end_in_order
 from diptych_serving.traffic import Recording, Traffic, outcomes, save_items, send_from_another_process
 from diptych_serving.tuning.load import measure_load
 from diptych_serving.tuning.tune import made_up_mix
@@ -46,7 +47,7 @@ class Overload:
 
 
 def main() -> int:
-    children.end_in_order()
+    end_in_order()
     parser = argparse.ArgumentParser(prog="python -m bench.overload", description=__doc__)
     parser.add_argument("--repository", type=Path, default=Path("build/model_repository"))
     parser.add_argument(

@@ -24,7 +24,8 @@ import numpy as np
 import tritonclient.grpc as triton
 
 from diptych_client import Client
-from diptych_serving.server import Server, ServerConfig, children
+from diptych_serving.server import Server, ServerConfig
+from diptych_serving.server.signals import end_in_order
 from diptych_serving.traffic import NO_RETRIES, ClosedLoop, Send, classifying, outcomes, shared
 from tests.helpers.tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
 
@@ -66,7 +67,7 @@ def tritonclient_asking(server: Server) -> Iterator[Send[float]]:
 
 
 def main() -> None:
-    children.end_in_order()
+    end_in_order()
     num_storms = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     with tempfile.TemporaryDirectory(prefix="diptych-storms-") as directory:
         repository = build_tiny_repository(Path(directory) / "model_repository")

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from diptych_serving.errors import UserError
 from diptych_serving.server import Server, ServerConfig, children
+from diptych_serving.server.signals import end_in_order
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 REPOSITORY = Path("build/model_repository")
@@ -24,7 +25,7 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def main() -> int:
-    children.end_in_order()
+    end_in_order()
     options, for_locust = parse(sys.argv[1:])
     results = options.results
     summary = results / "summary.json"

@@ -21,13 +21,13 @@ from bench.release_show.show import FIRST, SECOND, Show, run_show
 from bench.release_show.versions import export_versions, read_items, version_of
 from diptych.runs.run import load_run
 from diptych_serving.errors import UserError
-from diptych_serving.server import children
+from diptych_serving.server.signals import end_in_order
 
 CHART = Path(__file__).parents[1] / "results/release_show.png"
 
 
 def main() -> int:
-    children.end_in_order()
+    end_in_order()
     parser = argparse.ArgumentParser(
         prog="python -m bench.release_show",
         description=__doc__,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from bench.soak.soak import soak
 from diptych_serving.errors import UserError
-from diptych_serving.server import children
+from diptych_serving.server.signals import end_in_order
 
 
 def main() -> int:
-    children.end_in_order()
+    end_in_order()
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--repository", type=Path, default=Path("build/model_repository"))

@@ -18,14 +18,14 @@ from bench.speed.results import print_results, save_results
 from diptych_serving.errors import UserError
 from diptych_serving.progress import console
 from diptych_serving.repository.settings import load_settings
-from diptych_serving.server import children
+from diptych_serving.server.signals import end_in_order
 
 RESULTS = Path("bench/results")
 
 
 def main() -> int:
     options = _parse()
-    children.end_in_order()  # the servers too that sleep between rounds
+    end_in_order()  # the servers too that sleep between rounds
     plan = dataclasses.replace(QUICK if options.quick else Plan(), target=options.target)
     outcomes: dict[str, Outcome] = {}
     try:

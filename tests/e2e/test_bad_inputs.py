@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from diptych.evaluation.predict import predict
 from diptych.runs.run import Run
 from diptych_client import Client, InvalidInput, Limits
+from diptych_serving.repository.golden import Ask
 from diptych_serving.server import Server
 from tests.helpers.hostile_inputs import HostileItem, OddItem, hostile_items, odd_items
 from tests.helpers.raw_wire import (
-    Ask,
     Item,
     Refused,
     ask_over_grpc,

@@ -13,8 +13,8 @@ import pytest
 
 from bench.release_show.spoiling import break_torchscript
 from bench.release_show.versions import SHIFT
-from diptych.analysis.compare import compare_versions
-from diptych.analysis.comparison import Comparison
+from diptych.analysis.comparison.asking import compare_versions
+from diptych.analysis.comparison.result import Comparison
 from diptych.evaluation.predict import predict
 from diptych.runs.run import Run
 from diptych_serving.errors import UserError

@@ -7,7 +7,7 @@ import http.client
 import json
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -17,7 +17,6 @@ from tritonclient.utils import InferenceServerException
 from diptych_serving.server import Server
 
 Item = tuple[bytes, bytes]
-Ask = Callable[[bytes, bytes], NDArray[np.float32]]
 TIMEOUT_S = 30
 # What Triton puts before a part's own message.
 PREFIX = "in ensemble 'classifier', "

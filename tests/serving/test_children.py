@@ -14,7 +14,8 @@ from diptych_serving.server import children
 PROGRAM = """
 import sys
 from diptych_serving.server import children
-children.end_in_order()
+from diptych_serving.server.signals import end_in_order
+end_in_order()
 try:
     with children.running([sys.executable, "-c", sys.argv[1]]) as child:
         print(child.pid, flush=True)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from diptych.analysis.compare import compare_runs
-from diptych.analysis.comparison import REFUSED, Comparison, Side, summarize
-from diptych.analysis.comparison_page import write_comparison
+from diptych.analysis.comparison.asking import compare_runs
+from diptych.analysis.comparison.page import write_comparison
+from diptych.analysis.comparison.result import REFUSED, Comparison, Side, summarize
 from diptych.cli.main import app
 from diptych.data.items import Item
 from diptych.evaluation.predict import predict

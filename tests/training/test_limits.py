@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from diptych.analysis.compare import compare_runs
+from diptych.analysis.comparison.asking import compare_runs
 from diptych.cli.main import app
 from diptych.config.loader import load_config, save_config
 from diptych.config.sections import TrainingLimits

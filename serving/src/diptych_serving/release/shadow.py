@@ -28,7 +28,7 @@ from diptych_serving.repository.layout import (
 from diptych_serving.repository.lock import only_one
 from diptych_serving.repository.verification import verify_version
 
-Ask = Callable[[int, bytes, bytes], NDArray[np.float32]]
+AskVersion = Callable[[int, bytes, bytes], NDArray[np.float32]]
 
 
 class Item(Protocol):
@@ -94,7 +94,9 @@ def _loaded_beside(repository: Path, version: int, control: Control) -> Iterator
         yield
 
 
-def _ask_all(repository: Path, version: int, ask: Ask, items: Sequence[Item], concurrency: int) -> Side:
+def _ask_all(
+    repository: Path, version: int, ask: AskVersion, items: Sequence[Item], concurrency: int
+) -> Side:
     labels = read_manifest(repository, version)["labels"]
     probabilities = np.full((len(items), len(labels)), np.nan, dtype=np.float32)
     refusals: dict[int, str] = {}

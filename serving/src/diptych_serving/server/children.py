@@ -1,7 +1,7 @@
 """Starts processes that end with this one, even if it is killed.
 
-`end_in_order` turns the signals that a process can handle into an exception, so that every `with` block ends.
-SIGKILL cannot be handled: `start` asks the kernel to send the child SIGTERM when this process dies.
+`signals.end_in_order` turns the signals that a process can handle into an exception. SIGKILL
+cannot be handled: `start` asks the kernel to send the child SIGTERM when this process dies.
 """
 
 from __future__ import annotations
@@ -9,34 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import Any
 
 from diptych_serving.server import launch
 
 # Time for a child to end its own children.
 EXIT_TIMEOUT_S = 30.0
-SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-
-
-def end_in_order() -> None:
-    """For the main thread of a program: SIGTERM and SIGHUP act like `sys.exit`.
-
-    Later signals are ignored. SIGINT already raises KeyboardInterrupt.
-    """
-    for signum in SIGNALS:
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
-            signal.signal(signum, _exit)
-
-
-def _exit(signum: int, frame: FrameType | None) -> None:
-    for other in SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
-    sys.exit(128 + signum)
 
 
 def start(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 from types import FrameType
 
@@ -49,6 +50,22 @@ def signals_raise_stopped(*, second_kills: bool = False) -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def end_in_order() -> None:
+    """For the main thread of a program: SIGTERM and SIGHUP end it as `sys.exit` does.
+
+    A second signal does not interrupt the end. SIGINT is Python's KeyboardInterrupt already.
+    """
+    for signum in listened_to():
+        if signum != signal.SIGINT:
+            signal.signal(signum, _exit)
+
+
+def _exit(signum: int, _: FrameType | None) -> None:
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + signum)
 
 
 def listened_to() -> list[signal.Signals]:

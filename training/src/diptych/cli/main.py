@@ -14,7 +14,7 @@ from diptych.cli import answers, data, serving, studies, training
 from diptych.cli.release import release_app
 from diptych_serving.errors import UserError
 from diptych_serving.progress import console
-from diptych_serving.server import children
+from diptych_serving.server.signals import end_in_order
 from diptych_serving.terminal import accept_all_letters
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -28,7 +28,7 @@ CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
 
 def main() -> None:
     """Entry point. An error that the user can correct is one message and status 1, without a traceback."""
-    children.end_in_order()
+    end_in_order()
     accept_all_letters()
     warnings.simplefilter(
         "ignore", FutureWarning

@@ -204,9 +204,9 @@ def shadow_release(
     signed_by: SignatureOption = None,
 ) -> None:
     """Send the same items to a new version and to the serving one, and write their disagreements."""
-    from diptych.analysis.compare import compare_versions
-    from diptych.analysis.comparison import summarize
-    from diptych.analysis.comparison_page import write_comparison
+    from diptych.analysis.comparison.asking import compare_versions
+    from diptych.analysis.comparison.page import write_comparison
+    from diptych.analysis.comparison.result import summarize
     from diptych_serving.release.shadow import preprocessor_of
 
     version = _newest(repository) if version is None else version

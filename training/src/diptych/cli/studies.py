@@ -32,9 +32,9 @@ def compare(
     ] = False,
 ) -> None:
     """Compare two runs on the same items: which is right more often, and a page of their disagreements."""
-    from diptych.analysis.compare import compare_runs
-    from diptych.analysis.comparison import summarize
-    from diptych.analysis.comparison_page import write_comparison
+    from diptych.analysis.comparison.asking import compare_runs
+    from diptych.analysis.comparison.page import write_comparison
+    from diptych.analysis.comparison.result import summarize
     from diptych.runs.run import load_run
 
     old, new = load_run(run_a), load_run(run_b)

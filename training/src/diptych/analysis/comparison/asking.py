@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from diptych.analysis.comparison import Comparison, Side
+from diptych.analysis.comparison.result import Comparison, Side
 from diptych.data.catalogue import read_catalogue
 from diptych.data.embedding_cache import embed_items_once
 from diptych.data.items import Item

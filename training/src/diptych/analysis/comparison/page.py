@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych.analysis.comparison import Comparison, Side
+from diptych.analysis.comparison.result import Comparison, Side
 from diptych.data.items import Item
 from diptych.evaluation.report import figures
 from diptych.evaluation.report.templates import render

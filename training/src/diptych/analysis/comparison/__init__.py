@@ -1,0 +1,1 @@
+"""Two models and the same items: asked, counted, and shown on a page."""
