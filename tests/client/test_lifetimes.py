@@ -105,7 +105,7 @@ def test_a_client_goes_through_pickle_and_into_spawned_processes(triton: FakeTri
     assert isinstance(again, AsyncClient)
 
 
-@pytest.mark.parametrize("timeout_s", [2, 20])
+@pytest.mark.parametrize("timeout_s", [5, 600])
 def test_a_call_at_the_interpreters_end_comes_back(triton: FakeTriton, wire: str, timeout_s: int):
     program = f"""
 from diptych_client import Client
@@ -122,9 +122,7 @@ class Last:
 
 last = Last()
 """
-    started_s = time.monotonic()
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
-    assert time.monotonic() - started_s < 15
 
 
 def test_a_program_that_does_not_close_its_client_ends(triton: FakeTriton, wire: str):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 
 import pytest
 
@@ -71,15 +70,13 @@ def test_a_server_that_refuses_by_the_head_is_heard(
         heads.append(connection.recv(1000))
         connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno".encode())
         if not hangs_up:
-            is_over.wait(5)
+            is_over.wait(60)  # longer than the client's deadline
 
     url = f"http://127.0.0.1:{listen(refuse)}"
-    started_s = time.monotonic()
     with pytest.raises(kind, match=r"^HTTP 4\d\d: no"):
         classify_images(url, [bytes(15_000_000)], timeout_s=10)
     is_over.set()
     assert len(heads) == 1
-    assert time.monotonic() - started_s < 8
 
 
 def test_a_busy_server_is_asked_again_while_the_deadline_allows(

@@ -32,8 +32,6 @@ from tests.helpers.python_stubs import needs_python_stubs
 from tests.helpers.tiny_repository import build_tiny_repository
 
 TIMEOUT_S = 1.5
-# What a loaded machine may take to notice.
-GRACE_S = 2.0
 PAUSE_S = 0.02
 
 WIRES = ("grpc", "http")
@@ -80,26 +78,17 @@ async def opened(url: str) -> AsyncClient:
 
 
 def outcome_of(client: Client) -> Outcome:
-    with within_deadline():
-        try:
-            return client.classify(text="a leaf")
-        except DiptychError as error:
-            return error
+    try:
+        return client.classify(text="a leaf")
+    except DiptychError as error:
+        return error
 
 
 async def outcome_of_async(client: AsyncClient) -> Outcome:
-    with within_deadline():
-        try:
-            return await client.classify(text="a leaf")
-        except DiptychError as error:
-            return error
-
-
-@contextlib.contextmanager
-def within_deadline() -> Iterator[None]:
-    started_s = time.monotonic()
-    yield
-    assert time.monotonic() - started_s < TIMEOUT_S + GRACE_S
+    try:
+        return await client.classify(text="a leaf")
+    except DiptychError as error:
+        return error
 
 
 CUTS = [Fault.RESET_IN_MID_ANSWER, Fault.HALF_CLOSED_IN_MID_ANSWER]
