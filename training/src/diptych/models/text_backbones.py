@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import Regex, Tokenizer, normalizers
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers import logging as transformers_logging
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -59,26 +70,31 @@ def build_text_encoder(config: TextConfig, directory: Path | None = None) -> Tex
     """
     source = str(directory) if directory else text_source(config.backbone)
     model = load_model(config, source, with_weights=not directory and config.weights == "default")
+    return text_encoder_of(model, config, source, is_new=directory is None)
+
+
+def text_encoder_of(model: PreTrainedModel, config: TextConfig, source: str, *, is_new: bool) -> TextEncoder:
+    """The text tower of a model that is there, pooled and projected. A new one is checked."""
     encoder, head = text_tower(model)
     pooling = pooling_of(config, source, encoder)
     backbone = PooledBackbone(encoder, pooling, head, model.config)
-    _require_positions(config, encoder)
-    if not directory:
+    if is_new:
+        name = f"text.backbone '{config.backbone}'"
+        _require_positions(config, encoder)
         tokenizer = tokenizer_json(config)
-        pad_id = json.loads(tokenizer)["padding"]["pad_id"]
         if backbone.is_padded_to_full_length:  # their configs name another token than their tokenizers
-            encoder.config.pad_token_id = backbone.pad_id = pad_id
-        preprocessor = Preprocessor(
-            PreprocessingSpec(image_size_px=1, max_tokens=config.max_tokens), tokenizer
-        )
-        require_fidelity(backbone, preprocessor, f"text.backbone '{config.backbone}'")
+            encoder.config.pad_token_id = backbone.pad_id = json.loads(tokenizer)["padding"]["pad_id"]
+        spec = PreprocessingSpec(image_size_px=1, max_tokens=config.max_tokens)
+        require_fidelity(backbone, Preprocessor(spec, tokenizer), name)
     out_features = getattr(head, "out_features", None) or encoder.config.hidden_size
     return TextEncoder(backbone, Projection(out_features, config.dropout), config.max_tokens)
 
 
-def load_model(config: TextConfig, source: str, *, with_weights: bool) -> PreTrainedModel:
+def load_model(
+    config: TextConfig, source: str, *, with_weights: bool, is_pair: bool = False
+) -> PreTrainedModel:
     """The model of a directory or a hub name, in float32 and eval mode. Raises UserError."""
-    name = f"text.backbone '{config.backbone}'"
+    name = f"{'pair' if is_pair else 'text'}.backbone '{config.backbone}'"
     _require_files(name, source, with_weights=with_weights)
     options: dict[str, Any] = {"local_files_only": not (Path(source).is_dir() or hub_is_reachable())}
     try:
@@ -104,8 +120,8 @@ def load_model(config: TextConfig, source: str, *, with_weights: bool) -> PreTra
     except LOADING_ERRORS as error:
         if "custom code" in str(error) or "trust_remote_code" in str(error):
             raise UserError(_custom_code(name, source, options)) from error
-        raise UserError(cannot_load("text", config.backbone, error)) from error
-    if missing := _untrained(model, report["missing_keys"]):
+        raise UserError(cannot_load("pair" if is_pair else "text", config.backbone, error)) from error
+    if missing := _untrained(model, report["missing_keys"], is_whole_read=is_pair):
         reason = f"{len(missing)} of its tensors are not in its weights, such as {missing[0]}"
         if auto_map := getattr(model.config, "auto_map", None):
             reason += f". They are for its authors' own code ({_code_of(auto_map)}), which is never run"
@@ -157,11 +173,7 @@ def tokenizer_json(config: TextConfig) -> str:
     """The backbone's own tokenizer, its padding token included, as the `tokenizers` library reads it."""
     source = text_source(config.backbone)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source,
-            trust_remote_code=False,
-            local_files_only=not (Path(source).is_dir() or hub_is_reachable()),
-        )
+        tokenizer = _tokenizer(source)
     except LOADING_ERRORS as error:
         raise UserError(cannot_load("text", config.backbone, error)) from error
     # GPT-2 and others have no padding token. No attention sees what is padded: any token will do.
@@ -184,6 +196,32 @@ def tokenizer_json(config: TextConfig) -> str:
         "stride": 0,
     }
     return json.dumps(tree, ensure_ascii=False)
+
+
+def _tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of a directory or a hub name."""
+    options = {"local_files_only": not (Path(source).is_dir() or hub_is_reachable())}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+        if tokenizer.is_fast:
+            return tokenizer
+    except ImportError:  # a tokenizer that needs sentencepiece, where there is none
+        if _file(source, "tokenizer.json") is None:
+            raise
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(source, **options)
+    path = _file(source, "tokenizer_config.json")
+    if path and json.loads(path.read_text("utf-8")).get("tokenizer_class") == "SiglipTokenizer":
+        _canonicalize(tokenizer.backend_tokenizer)
+    return tokenizer
+
+
+def _canonicalize(tokenizer: Tokenizer) -> None:
+    """What SiglipTokenizer does in Python before it tokenizes; a file that already does it stays the same."""
+    punctuation = Regex(f"[{re.escape(string.punctuation)}]")
+    steps = [normalizers.Lowercase(), normalizers.Replace(punctuation, "")]
+    steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    steps += [tokenizer.normalizer] if tokenizer.normalizer else []
+    tokenizer.normalizer = normalizers.Sequence(steps)
 
 
 def text_source(backbone: str) -> str:
@@ -235,8 +273,10 @@ def _code_of(auto_map: dict[str, Any]) -> str:
     return str(auto_map.get("AutoModel") or next(iter(auto_map.values()), "auto_map"))
 
 
-def _untrained(model: PreTrainedModel, missing: set[str]) -> list[str]:
+def _untrained(model: PreTrainedModel, missing: set[str], *, is_whole_read: bool) -> list[str]:
     """The tensors of the text tower that its file of weights lacks. Those that nothing reads do not count."""
+    if is_whole_read:
+        return sorted(missing)
     tower, head = text_tower(model)
     read = {id(tensor) for tensor in _read(tower)} | {id(tensor) for tensor in _read(head or nn.Identity())}
     tensors = dict(model.named_parameters(remove_duplicate=False))

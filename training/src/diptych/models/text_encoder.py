@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from diptych.config.sections import Pooling
 from diptych.models.projection import Projection
 
-CLIP_TEXT = ("clip", "clip_text_model")
+CLIP_TEXT = ("clip_text_model", "metaclip_2_text_model")
 SEE_PADDING = ("siglip_text_model", "siglip2_text_model")
 
 
