@@ -95,7 +95,7 @@ def test_all_bad_rows_are_listed_under_one_summary(tmp_path: Path) -> None:
     message = error_of(write_csv(tmp_path, f"good.png,text,art\n{bad},,art\n"))
     assert "121 of 122 rows cannot be used: 120 missing image file, 1 neither image nor text\n" in message
     assert [f"  line {line}: " in message for line in range(3, 124)] == [True] * 121
-    assert message.endswith("Mend them, or leave them out with --skip-bad-rows.")
+    assert message.endswith("Correct them, or leave them out with --skip-bad-rows.")
 
 
 def test_a_row_is_reported_by_the_line_where_it_begins(tmp_path: Path) -> None:

@@ -191,7 +191,5 @@ def test_a_copy_that_finds_no_room_says_where_and_how_to_move_it(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "file"))
-    with pytest.raises(
-        UserError, match=r"copy its pictures to .*/pictures: Not a directory\. .*DIPTYCH_CACHE"
-    ):
+    with pytest.raises(UserError, match=r"copy its images to .*/pictures: Not a directory\. .*DIPTYCH_CACHE"):
         read(write_parquet(tmp_path, image=[picture()]))

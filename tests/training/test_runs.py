@@ -83,7 +83,7 @@ def test_a_run_is_taken_back_after_a_kill_between_the_renames(tiny_run: Run, cop
         (lambda path: (path / "photos").mkdir(parents=True), "taken", "holds photos and no run; name a new"),
         (lambda path: os.symlink("/proc/self/mounts", path), "taken", "is a file"),
         (lambda path: None, "/proc/run", "no run can be written there: No such file or directory"),
-        (lambda path: None, "/", "is a mount point, which cannot be replaced as one"),
+        (lambda path: None, "/", "is a mount point, which cannot be replaced"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_noticed_before_anything_is_read(
@@ -138,7 +138,7 @@ def test_a_run_is_evaluated_on_another_table(tiny_run: Run, copied_run: Path) ->
 
 
 def test_what_a_run_was_trained_with_cannot_be_set(tiny_run: Run) -> None:
-    with pytest.raises(UserError, match=r"of a trained run only \[data\] and \[limits\] can"):
+    with pytest.raises(UserError, match=r"only \[data\] and \[limits\] of a trained run can"):
         load_run(tiny_run.directory, ["image.size_px=32"])
 
 
@@ -223,7 +223,7 @@ def test_a_cut_checkpoint_is_one_message_that_says_what_to_do(tmp_path: Path) ->
     path = tmp_path / CHECKPOINT_FILE
     torch.save({"fingerprint": {}}, path)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(UserError, match=f"{path}: damaged, .* Delete {tmp_path} to start anew"):
+    with pytest.raises(UserError, match=f"{path}: damaged, .* Delete {tmp_path} to start again"):
         load_checkpoint(tmp_path, {})
 
 

@@ -1,1 +1,1 @@
-"""From messy files to rows that training can use, and the openclipart data to start with."""
+"""Reads tables of items, and prepares the openclipart data."""

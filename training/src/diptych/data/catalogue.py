@@ -1,7 +1,7 @@
 """Reads a table of items, CSV or Parquet, and finds every row that cannot be used.
 
-Three steps that know nothing of one another: reading rows (csv_table.py, parquet_table.py), judging rows,
-reporting the bad ones. Held in memory: the rows without their pictures, about half a kilobyte each.
+Three independent steps: read rows (csv_table.py, parquet_table.py), check them, report the bad ones. Memory
+holds the rows without their images, about half a kilobyte each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from diptych_serving.preprocessing import InvalidInput, PreprocessingSpec, Prepr
 from diptych_serving.progress import progress_bar, warn
 
 UNKNOWN_CATEGORY = "unknown category"
-ROWS_AT_ONCE = 256  # in the pool: a queue of millions would take more memory than the rows
+ROWS_AT_ONCE = 256  # in the pool; a queue of millions would take more memory than the rows
 MAX_MIX_ITEMS = 256
 MAX_LISTED = 20  # of what is only a warning
 
@@ -33,10 +33,10 @@ MAX_LISTED = 20  # of what is only a warning
 def read_split(
     table: Location, data: DataConfig, *, labels: Sequence[str] | None, preprocessor: Preprocessor
 ) -> list[Item]:
-    """`read_catalogue` as a config wants it.
+    """`read_catalogue` with a config's settings.
 
-    table   one of the config's own
-    labels  the known categories: data.labels, or those that train_csv turned out to have; None: any
+    table   one of the config's tables
+    labels  the known categories: data.labels, or those of train_csv; None: any
     """
     return read_catalogue(
         table,
@@ -62,12 +62,12 @@ def read_catalogue(
     """All items of a CSV or Parquet file, local or behind an fsspec URL.
 
     labels          the known categories; None: any
-    preprocessors   of the models that will be asked: what one of them refuses is a bad row
-    labels_from     where they come from, for the report
-    check_images    decode every image once to see that it can be
-    needs_category  whether a row without one is bad, and a table without that column
-    on_warning      takes the report on bad rows, where they are skipped, and on what looks odd
-    raises          UserError with that report, where they are not
+    preprocessors   of the models that will be used: a row that one of them refuses is bad
+    labels_from     where the labels come from, for the report
+    check_images    decode every image once
+    needs_category  whether a row without a category, or a table without that column, is an error
+    on_warning      receives the report on skipped bad rows, and on suspicious ones
+    raises          UserError with the report, if bad rows are not skipped
     """
     table = Location.resolve(str(table))
     rows, odd_cells = [], []
@@ -94,7 +94,7 @@ def read_catalogue(
             report += f"\nKnown categories: {', '.join(labels)}."
             report += f" They are those of {labels_from}." if labels_from else ""
         if not skip_bad_rows:
-            raise UserError(f"{report}\nMend them, or leave them out with --skip-bad-rows.")
+            raise UserError(f"{report}\nCorrect them, or leave them out with --skip-bad-rows.")
         on_warning(f"{report}\nThey are left out.")
     if not items:
         raise UserError(f"{table}: no usable row in it")
@@ -104,12 +104,12 @@ def read_catalogue(
 
 
 def labels_of(items: Iterable[Item]) -> list[str]:
-    """The categories that occur, sorted."""
+    """The categories of the items, sorted."""
     return sorted({item.category for item in items})
 
 
 def read_rows(table: Location, *, needs_category: bool = True) -> Iterator[Item | BadRow | OddCell]:
-    """The rows as they stand in the file, places of images resolved, nothing else looked at.
+    """The rows as they are in the file, with resolved image paths and no other check.
 
     needs_category  whether there must be a column of that name
     """
@@ -131,7 +131,7 @@ def judge_rows(
     needs_category: bool,
     title: str,
 ) -> list[Item | BadRow]:
-    """Each row that cannot be used as a BadRow in its place."""
+    """The rows; each one that cannot be used becomes a BadRow."""
 
     spec = functools.reduce(PreprocessingSpec.stricter, [each.spec for each in preprocessors])
 
@@ -193,7 +193,7 @@ def _image_fault(item: Item, spec: PreprocessingSpec) -> BadRow | None:
 
 
 def report_on(bad_rows: Sequence[BadRow], num_good: int, unit: str) -> str:
-    """How many of which kind, then every one of them by its lines or row."""
+    """The number of each kind, then each bad row with its line or row number."""
     counts: Counter[str] = Counter()
     for row in bad_rows:
         counts[row.reason] += row.num_rows
@@ -207,7 +207,7 @@ def report_on(bad_rows: Sequence[BadRow], num_good: int, unit: str) -> str:
 
 
 def _report_on_odd(cells: Sequence[OddCell]) -> str:
-    lines = ["a quote may be missing, and rows be lost in a cell that is improbably long:"]
+    lines = ["a quote may be missing, and rows may be lost in a cell that is improbably long:"]
     for cell in cells[:MAX_LISTED]:
         lines.append(
             f"  lines {cell.line} to {cell.last_line}: one row, a cell of {cell.num_chars:,} characters"
@@ -218,7 +218,7 @@ def _report_on_odd(cells: Sequence[OddCell]) -> str:
 
 
 def read_mix(catalogue: Path) -> list[tuple[bytes, str]]:
-    """Up to 256 items spread over a table, as (image file, text). Raises UserError where none can be used."""
+    """Up to 256 items spread over a table, as (image file, text). Raises UserError if none can be used."""
     rows = [
         row
         for row in read_rows(Location.resolve(str(catalogue)), needs_category=False)

@@ -1,4 +1,4 @@
-"""Category names that people take for one another. A model takes them for different categories."""
+"""Finds category names that look alike. For a model they are different categories."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ ACCEPTED = "no line break and no other control character"
 
 
 def control_character(category: str) -> str | None:
-    """The first character of a name that would break the files and tables that hold it."""
+    """The first character of a name that would break files and tables."""
     return next((char for char in category if unicodedata.category(char) in ("Cc", "Zl", "Zp")), None)
 
 
 def look_alikes(counts: Mapping[str, int]) -> list[list[str]]:
     """Groups of names that differ only in case, Unicode form, spaces or invisible characters.
 
-    counts   by name, how many items have it
+    counts   number of items by name
     returns  groups of two or more, in each the most frequent first
     """
     groups = defaultdict(list)
@@ -33,7 +33,7 @@ def nearest(category: str, known: Collection[str]) -> str | None:
 
 
 def warning_on(counts: Mapping[str, int]) -> str:
-    """What to tell about look-alikes; empty where there are none."""
+    """A warning about look-alikes; empty if there are none."""
     lines = [
         f"  {', '.join(f'{show(name)} ({counts[name]:,} items)' for name in group)}"
         for group in look_alikes(counts)
@@ -46,7 +46,7 @@ def warning_on(counts: Mapping[str, int]) -> str:
 
 
 def show(name: str) -> str:
-    """Quoted, with its code points where it is not plain ASCII, so that look-alikes can be told apart."""
+    """Quoted, with code points unless it is plain ASCII, so that look-alikes are visible."""
     return repr(name) if name.isascii() else f"{name!r} = {name!a}"
 
 

@@ -1,4 +1,4 @@
-"""Finds the drawings of an unpacked openclipart tree, and what openclipart.toml makes of their folders."""
+"""Finds the drawings of an unpacked openclipart tree, and their categories by openclipart.toml."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FolderTable:
     category_of: Mapping[str, Mapping[PurePosixPath, str]]  # table -> place -> category
 
     def categories(self, drawing: Drawing, table: str) -> set[str]:
-        """What the drawing is in a table: nothing, one category, or several where its folders disagree."""
+        """The drawing's categories in a table: none, one, or several if its folders disagree."""
         if any(_closest(place, self.exclude) for place in drawing.places):
             return set()
         category_of = self.category_of[table]
@@ -52,11 +52,11 @@ def load_folder_table(path: Path) -> FolderTable:
 
 
 def find_drawings(tree: Path) -> list[Drawing]:
-    """All distinct drawings, by path. Debian keeps one copy of each picture and links it elsewhere."""
+    """All distinct drawings, by path. Debian keeps one copy of each image and links to it."""
     png = (tree / "png").resolve()
     places: dict[Path, set[PurePosixPath]] = {}
     for path in png.rglob("*.png"):
-        if path.exists():  # a link may lead nowhere
+        if path.exists():  # a link may be broken
             places.setdefault(path.resolve(), set()).add(_place(path, png))
     return [Drawing(path=_place(path, png), places=frozenset(places[path])) for path in sorted(places)]
 

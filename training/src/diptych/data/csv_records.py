@@ -1,10 +1,9 @@
-"""Splits the lines of a CSV into records, and finds what a broken quote swallows.
+"""Splits the lines of a CSV into records, and finds the rows that a broken quote swallows.
 
-A quoted cell ends at a quote before a comma or a line's end. In a correct file that is what RFC 4180 says; in
-a broken one it is how a reader would see it: `"a 12" ruler"` is one cell, though its inner quote should have
-been doubled. So a record's lines belong together even where it cannot be read, and none becomes an item.
-Where that leaves a cell open, a line with an even number of quotes and the right number of commas is a row of
-its own: `a.png,"12"ruler,art`.
+A quoted cell ends at a quote before a comma or a line's end. A correct file is then read as RFC 4180 says.
+In a broken file, `"a 12" ruler"` is one cell, although its inner quote should be doubled. So the lines of
+an unreadable record stay together, and none becomes an item. If that leaves a cell open, a line with an
+even number of quotes and the right number of commas is its own row: `a.png,"12"ruler,art`.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from collections.abc import Iterator
 from typing import TextIO
 
 OPENING = re.compile(r'(?:^|,)"')
-# Two quotes are one of the text. One quote that neither pattern finds should have been two.
+# Two quotes are one quote of the text. A single quote that neither pattern finds should be doubled.
 CLOSING = re.compile(r'""|"(?=[,\r\n]|\Z)')
 MAX_LINE_CHARS = 2**26
-# Of a record whose quote is never closed, which is the rest of the file.
+# The fault of a record whose quote is never closed: the rest of the file.
 MAX_RECORD_CHARS = 2**27
 
 
@@ -28,8 +27,8 @@ MAX_RECORD_CHARS = 2**27
 class Record:
     """The lines from `line` to `last_line`.
 
-    cells  None where they cannot be told apart
-    fault  why; empty where they can
+    cells  None if they cannot be separated
+    fault  the reason; empty if they can
     """
 
     line: int
@@ -39,12 +38,12 @@ class Record:
 
 
 class LineTooLong(Exception):
-    """This is no CSV. The message says which line."""
+    """The file is not CSV. The message names the line."""
 
 
 def split_records(lines: Iterator[str]) -> Iterator[Record]:
-    """All records but empty lines. One at a time is in memory. Raises LineTooLong."""
-    csv.field_size_limit(sys.maxsize)  # a long cell is not a broken quote; `lines` are limited themselves
+    """All records except empty lines, one at a time. Raises LineTooLong."""
+    csv.field_size_limit(sys.maxsize)  # a long cell is not a broken quote; the length of `lines` is limited
     number, num_commas = 0, -1
     for line in lines:
         number += 1
@@ -71,7 +70,7 @@ def split_records(lines: Iterator[str]) -> Iterator[Record]:
 
 
 def limited_lines(text: TextIO) -> Iterator[str]:
-    """The lines of a text file, each of a length that memory holds."""
+    """The lines of a text file. Raises LineTooLong before a line fills the memory."""
     number = 0
     while line := text.readline(MAX_LINE_CHARS):
         number += 1

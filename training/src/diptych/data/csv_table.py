@@ -1,4 +1,4 @@
-"""The rows of a CSV as they stand in the file, each with the line where it begins."""
+"""The rows of a CSV as they are in the file, each with its first line number."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from diptych_serving.errors import UserError
 COLUMNS = ("image_path", "description", "category")
 CATEGORY = "category"
 OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
-# A cell beyond these, or of lines that look like rows, may have swallowed rows behind a missing quote.
+# A cell above these limits, or with lines that look like rows, may hold rows after a missing quote.
 MAX_CELL_LINES = 10
 MAX_CELL_CHARS = 10_000
 
 
 def read_csv(table: Location, *, needs_category: bool = True) -> Iterator[Item | BadRow | OddCell]:
-    """Image paths resolved, nothing else looked at. One row at a time is in memory.
+    """Image paths are resolved, nothing else is checked. One row at a time is in memory.
 
     needs_category  whether there must be a column of that name; without it, every category is empty
     """
@@ -94,12 +94,12 @@ def _to_item(line: int, cells: Sequence[str], header: Sequence[str], table: Loca
         detail = f"byte 0x{code - 0xDC00:02x}" if is_byte else f"lone surrogate U+{code:04X}"
         return BadRow(line=line, reason="invalid UTF-8", detail=detail)
     image = table.beside(image_path) if image_path else None
-    # Interned: millions of rows share the names of their few categories.
+    # Interned: millions of rows share a few category names.
     return Item(table=table, line=line, image=image, text=text, category=sys.intern(category))
 
 
 def _odd_cell(record: Record, num_columns: int) -> OddCell | None:
-    """Of a record that is read, whether one of its cells may hold other rows."""
+    """Whether a cell of a readable record may hold other rows."""
     num_lines = record.last_line - record.line + 1
     if num_lines == 1:
         return None

@@ -1,4 +1,4 @@
-"""Items of a catalogue as tensors, through the same preprocessing that the server runs."""
+"""Items of a table as tensors, with the same preprocessing as the server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Batch = tuple[Inputs, Tensor]
 
 
 class ItemDataset(Dataset[tuple[Inputs, int]]):
-    """Reads and preprocesses an item when it is asked for."""
+    """Reads and preprocesses an item on access."""
 
     def __init__(self, items: Sequence[Item], labels: Sequence[str], preprocessor: Preprocessor):
         self._items = items
@@ -74,8 +74,8 @@ def load_batches(dataset: Dataset[tuple[Inputs, int]], num_workers: int, **batch
 def collate(samples: Sequence[tuple[Inputs, int]]) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
     """Join items to a batch of arrays, in the order of Inputs, and their labels.
 
-    Arrays, because a worker sends them through a pipe. A tensor it would put into /dev/shm, which is 64 MB in
-    a container; a full one kills workers, and their parent waits for ever.
+    Arrays, because a worker sends them through a pipe. Tensors would go through /dev/shm, which has 64 MB
+    in a container; if it is full, workers are killed and their parent waits forever.
     """
     columns = zip(*(inputs for inputs, _ in samples), strict=True)
     arrays = [torch.cat(tensors).numpy() for tensors in columns]

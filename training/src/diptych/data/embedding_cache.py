@@ -22,14 +22,14 @@ from diptych_serving.preprocessing import Preprocessor
 from diptych_serving.progress import progress_bar
 
 BATCH_SIZE = 32
-# What an interruption can cost. Each part is a file until all are there.
+# The most that an interruption loses. Each part is a file until all exist.
 ITEMS_OF_A_PART = 256
 
 
 def embed_items_once(
     model: Classifier, items: Sequence[Item], preprocessor: Preprocessor, *, title: str, num_workers: int
 ) -> Embeddings:
-    """`embed_items`, from the cache where these weights have seen these items before."""
+    """`embed_items`, from the cache if these weights have embedded these items before."""
     directory = cache_directory("embeddings")
     name = _fingerprint(model, items, preprocessor)
     path = directory / f"{name}.safetensors"
@@ -92,7 +92,7 @@ def _join(parts: Sequence[Embeddings]) -> Embeddings:
 
 
 def _read(path: Path) -> Embeddings | None:
-    """None where there is none; a damaged one is removed."""
+    """None if there is none; a damaged file is removed."""
     if not path.is_file():
         return None
     try:

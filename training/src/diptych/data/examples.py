@@ -1,6 +1,6 @@
-"""Some validation items that a run keeps, so that it can be exported without the data it was trained with.
+"""Validation items that a run keeps, so that it can be exported without its training data.
 
-An image is kept as the model sees it: the square that preprocessing makes, as PNG, about 50 kB.
+An image is kept as preprocessed: a square PNG of about 50 kB.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ MADE_UP_TEXT = "a text that stands for those of a table without any"
 
 
 class Example(NamedTuple):
-    """An image file and a text; empty where the item has none."""
+    """An image file and a text; empty if the item has none."""
 
     image: bytes
     text: str
 
 
 def choose_examples(items: Sequence[Item], preprocessor: Preprocessor) -> list[Example]:
-    """At most MAX_EXAMPLES, spread over the whole table. Raises UserError where one cannot be used."""
+    """At most MAX_EXAMPLES, spread over the whole table. Raises UserError if one cannot be used."""
     step = max(1, len(items) / MAX_EXAMPLES)
     chosen = [items[int(number * step)] for number in range(min(len(items), MAX_EXAMPLES))]
     return [Example(_square(item, preprocessor), item.text) for item in chosen]
 
 
 def write_examples(examples: Sequence[Example], directory: Path) -> None:
-    """As a table that `data.val_csv` could name, but for the categories."""
+    """As a table like `data.val_csv`, without categories."""
     table = pa.table(
         {
             "image": pa.array([example.image or None for example in examples], pa.binary()),
@@ -58,7 +58,7 @@ def write_examples(examples: Sequence[Example], directory: Path) -> None:
 
 
 def read_examples(directory: Path) -> list[Example] | None:
-    """None where a run keeps none."""
+    """None if a run keeps none."""
     path = directory / EXAMPLES_FILE
     if not path.is_file():
         return None
@@ -73,7 +73,7 @@ def read_examples(directory: Path) -> list[Example] | None:
 
 
 def as_served(examples: Sequence[Example], preprocessor: Preprocessor) -> list[Example]:
-    """Those that a server with these limits takes, images in the first of FORMATS that it accepts."""
+    """Those that a server with these limits accepts, images in the first accepted format of FORMATS."""
     taken = (
         next((form for form in _forms(example) if _is_taken(form, preprocessor)), None)
         for example in examples
@@ -82,8 +82,8 @@ def as_served(examples: Sequence[Example], preprocessor: Preprocessor) -> list[E
 
 
 def complete_pairs(examples: Sequence[Example], size_px: int, limit: int) -> list[Example]:
-    """Examples with both modalities. Where no item has both, images and texts of different items together;
-    where none has an image, or none a text, one that is made up.
+    """Examples with both modalities. If no item has both, images and texts of different items are combined;
+    if none has an image, or none a text, one is generated.
     """
     complete = [example for example in examples if example.image and example.text]
     if not complete:
@@ -114,7 +114,7 @@ def _encode(image: Image.Image, name: str) -> bytes:
 
 
 def _forms(example: Example) -> Iterator[Example]:
-    """As it is, then its image in each format."""
+    """The example itself, then its image in each format."""
     yield example
     if example.image:
         with Image.open(io.BytesIO(example.image)) as image:

@@ -1,4 +1,4 @@
-"""Which items each model of a cross-validation is trained on, and what it is asked: pure functions."""
+"""The folds of a cross-validation: pure functions of labels and groups."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from diptych_serving.errors import UserError
 
-VALIDATION_PARTS = 8  # of what is not held out, one part in this many chooses the epoch
+VALIDATION_PARTS = 8  # of the items that are not held out, one part in this number chooses the epoch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fold:
     """Indices of items, (n,) int64 each.
 
-    held_out  what the model answers and never sees in training
-    train     what it is trained on
-    val       what chooses its epoch. Where nothing is chosen this is `held_out`: then it only draws curves
+    held_out  items that the model answers and is never trained on
+    train     items that it is trained on
+    val       items that choose its epoch; `held_out` if nothing is chosen, only for curves
     """
 
     train: NDArray[np.int64]
@@ -36,7 +36,7 @@ def plan_folds(
     """Folds of about equal size and equal shares of each label; a group is never in two of them.
 
     truth, groups  (N,) int64
-    chooses_epoch  whether the validation items decide anything; then they are taken from the training items
+    chooses_epoch  whether validation items choose the epoch; then they are taken from the training items
     """
     folds = []
     for rest, held_out in _split(truth, groups, num_folds, seed):
@@ -55,7 +55,7 @@ def predict_out_of_fold(
     folds: Sequence[Fold],
     num_labels: int,
 ) -> NDArray[np.float64]:
-    """(N, C) float64: what a scikit-learn classifier says to each item, fitted without the item's fold.
+    """(N, C) float64: a scikit-learn classifier's answer to each item, fitted without the item's fold.
 
     A label that a fold's training items lack has probability 0 there.
     """
@@ -80,13 +80,13 @@ def _split(
             f"found {num_groups} groups of near-duplicates among {len(truth)} items; "
             f"{max(num_parts, 2)} folds need at least as many groups"
         )
-    # Without near-duplicates the simpler splitter keeps the shares of labels more exactly.
+    # Without near-duplicates the simpler splitter keeps label shares more exactly.
     are_alone = num_groups == len(truth)
     kind = StratifiedKFold if are_alone else StratifiedGroupKFold
     splitter = kind(num_parts, shuffle=True, random_state=seed)
     if np.bincount(truth).max() < num_parts:  # too few of each label to stratify, which it refuses
         truth = np.zeros_like(truth)
     with warnings.catch_warnings():
-        # A label with fewer items than folds is in some of them only.
+        # A label with fewer items than folds is missing in some.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         return list(splitter.split(truth, truth, None if are_alone else groups))

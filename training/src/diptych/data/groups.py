@@ -17,15 +17,15 @@ from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import PreprocessingSpec, fit_image
 
 HASHED_AT_PX = 512
-# Each item is compared with each other: 20,000 items take about 10 GB.
+# All pairs are compared: 20,000 items take about 10 GB.
 MAX_ITEMS = 20_000
 
 
 def group_items(items: Sequence[Item], spec: PreprocessingSpec, seed: int = 0) -> NDArray[np.int64]:
-    """(N,) int64: the number of each item's group; items that look or read alike share one."""
+    """(N,) int64: the number of each item's group; items with similar image or equal text share one."""
     if len(items) > MAX_ITEMS:
         raise UserError(
-            f"found {len(items):,} items; near-duplicates are looked for among at most {MAX_ITEMS:,}. "
+            f"found {len(items):,} items; near-duplicates are searched among at most {MAX_ITEMS:,}. "
             "With that number, one validation table and one test table are precise enough"
         )
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -37,7 +37,7 @@ def group_items(items: Sequence[Item], spec: PreprocessingSpec, seed: int = 0) -
 
 
 def _hash(item: Item, spec: PreprocessingSpec) -> NDArray[np.bool_] | None:
-    """The perceptual hash of its image without the blank page around it; None where it has no image."""
+    """The perceptual hash of its image without blank margins; None if it has no image."""
     data = item.read_image()
     if not data:
         return None

@@ -1,4 +1,4 @@
-"""Makes a drawing of any size and mode into a small picture on white."""
+"""Makes a drawing of any size and mode into a small image on white."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngImageFile
 from diptych_serving.preprocessing import shrink_on_white
 
 LONGEST_SIDE_PX = 512
-MAX_PIXELS = 200_000_000  # 800 MB while RGBA; drawings get to 169 million, and stop signs to 623 million
+MAX_PIXELS = 200_000_000  # 800 MB as RGBA; the largest drawings have 169 million, stop signs 623 million
 GIANT_PIXELS = 16_000_000
 
 HASH_SIDE = 16
@@ -25,7 +25,7 @@ class UnusablePicture(Exception):
 
 
 def is_giant(source: Path) -> bool:
-    """Whether decoding it takes so much memory that it had better be the only one. Reads the header alone."""
+    """Whether decoding it takes so much memory that it should be the only one. Reads only the header."""
     try:
         with PngImageFile(source) as image:
             return image.width * image.height > GIANT_PIXELS
@@ -40,7 +40,7 @@ def shrink_file(source: Path, target: Path) -> NDArray[np.bool_]:
     raises   UnusablePicture
     """
     try:
-        # Not Image.open: its limit against decompression bombs is one for the whole process, and lower.
+        # Not Image.open: its limit against decompression bombs is lower, and the same for the whole process.
         with PngImageFile(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnusablePicture(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
@@ -56,7 +56,7 @@ def shrink_file(source: Path, target: Path) -> NDArray[np.bool_]:
 
 
 def trim(image: Image.Image) -> Image.Image:
-    """Cut off the blank page around the drawing. Raises UnusablePicture where all is blank."""
+    """Cut off the blank margins of the drawing. Raises UnusablePicture if all is blank."""
     is_drawn = image.convert("L").point(lambda value: value < FAINTEST_GREY and 255)
     box = is_drawn.getbbox()
     if box is None:

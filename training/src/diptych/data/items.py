@@ -1,4 +1,4 @@
-"""One row of a table: an item that can be used, or what is wrong with it. Not how rows are read."""
+"""One row of a table: an item, or a bad row with its reason."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from diptych_serving.errors import UserError
 
 
 class UnusableItem(UserError):
-    """An item that turned out unusable when it was read. The message begins with the place of its row.
+    """An item that cannot be used, found when it was read. The message starts with the place of its row.
 
-    A DataLoader rebuilds a worker's exception from the text of the worker's traceback; what follows our name
-    in it is our message.
+    A DataLoader rebuilds a worker's exception from the text of the traceback, so the message is the part
+    after our class name.
     """
 
     def __init__(self, message: str) -> None:
@@ -23,14 +23,14 @@ class UnusableItem(UserError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cell:
-    """A picture among others in one file: the bytes from `start` on."""
+    """An image among others in one file: the bytes from `start` on."""
 
     file: Path
     start: int
     num_bytes: int
 
     def read_bytes(self) -> bytes:
-        """The picture. Raises OSError where the file has gone."""
+        """The image file. Raises OSError if the file is gone."""
         with self.file.open("rb") as file:
             file.seek(self.start)
             return file.read(self.num_bytes)
@@ -41,9 +41,9 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """One row that can be used. It lacks an image (None) or a text (empty), never both.
+    """One row that can be used. It may lack its image (None) or its text (empty), never both.
 
-    Holds where its picture is, not the picture: about 500 bytes with a path and a short text.
+    It holds the location of its image, not the image: about 500 bytes with a path and a short text.
     """
 
     table: Location
@@ -58,23 +58,23 @@ class Item:
         return f"{self.table}: {unit_of(self.table)} {self.line}"
 
     def read_image(self) -> bytes:
-        """The image file, read anew each time; empty where the item has none. Raises UnusableItem."""
+        """The image file, read each time; empty if the item has none. Raises UnusableItem."""
         if self.image is None:
             return b""
         try:
             data = self.image.read_bytes()
         except (OSError, ValueError) as error:
             raise UnusableItem(f"{self.place}: cannot read its image {self.image}: {error}") from None
-        if not data:  # 0 bytes would pass for an item without an image
+        if not data:  # 0 bytes would count as an item without an image
             raise UnusableItem(f"{self.place}: its image {self.image} is an empty file")
         return data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BadRow:
-    """One row that cannot be used: `reason` names the kind of fault, `detail` what this row holds.
+    """One row that cannot be used: `reason` is the kind of fault, `detail` what this row holds.
 
-    last_line  of the lines that are lost with it, where a broken quote swallows more than one
+    last_line  last of the lines that are lost with it, if a broken quote swallows more than one
     """
 
     line: int
@@ -84,13 +84,13 @@ class BadRow:
 
     @property
     def num_rows(self) -> int:
-        """How many rows are lost, as far as can be told: a line is a row."""
+        """The number of lost rows, estimated: a line is a row."""
         return (self.last_line or self.line) - self.line + 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class OddCell:
-    """A cell of a row that can be used, so long that a quote may be missing and other rows be in it."""
+    """A cell of a usable row, so long that a quote may be missing and it may hold other rows."""
 
     line: int
     last_line: int
@@ -98,5 +98,5 @@ class OddCell:
 
 
 def unit_of(table: Location) -> str:
-    """What its rows are counted in. A row of CSV may span lines, and editors show lines."""
+    """The unit of its row numbers: lines in a CSV, because rows may span lines and editors show lines."""
     return "row" if is_parquet(table) else "line"

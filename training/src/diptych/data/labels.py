@@ -1,4 +1,4 @@
-"""The categories by name, in the order of the model's outputs, and labels.txt, which holds one a line."""
+"""Checks labels, and reads and writes labels.txt: one a line, in the order of the model's outputs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ LABELS_FILE = "labels.txt"
 
 
 def check_labels(labels: Sequence[str], where: str) -> None:
-    """Raise UserError for labels that no model can be trained with.
+    """Raise UserError for invalid labels.
 
-    where  where they come from, for the message
+    where  their source, for the message
     """
     for label, count in Counter(labels).items():
         if count > 1:
@@ -26,14 +26,14 @@ def check_labels(labels: Sequence[str], where: str) -> None:
             raise UserError(f"{where}: found {label!r}; a label has no line break and no control character")
     if len(labels) < 2:
         found = f"only {labels[0]!r}" if labels else "none"
-        raise UserError(f"{where}: found {found}; there is nothing to learn with fewer than two labels")
+        raise UserError(f"{where}: found {found}; training needs at least two labels")
 
 
 def write_labels(labels: Sequence[str], path: Path) -> None:
-    """One a line, each line ended by a line feed."""
+    """One label a line, each line ended by a line feed."""
     path.write_bytes("".join(f"{label}\n" for label in labels).encode())
 
 
 def read_labels(path: Path) -> list[str]:
-    """What `write_labels` wrote. Only a line feed ends a line: str.splitlines knows nine other characters."""
+    """Read what `write_labels` wrote. Only a line feed ends a line; str.splitlines splits at others too."""
     return path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")

@@ -1,4 +1,4 @@
-"""Finds which items are variations of one another, so that no model is tested on what it has seen."""
+"""Finds items that are near-duplicates, so that no model is tested on items like its training items."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-# Of the 256 bits of a 16 x 16 phash. On openclipart's trimmed drawings unrelated pairs differ in about 120;
-# of 100 random pairs from 56 to 77, looked at one by one, all showed the same thing, recoloured or redrawn.
+# Of the 256 bits of a 16 x 16 phash. On openclipart's trimmed drawings unrelated pairs differ in about 120.
+# We looked at 100 random pairs from 56 to 77: all showed the same thing, recoloured or redrawn.
 MAX_DISTANCE_BITS = 76
 
 
 def group_near_duplicates(hashes: NDArray[np.bool_], texts: Sequence[str]) -> NDArray[np.int64]:
-    """Number the groups of items that look alike or are described in the same words, directly or in a chain.
+    """Number the groups of items with similar images or equal texts, directly or in a chain.
 
     hashes   (N, B) bool, perceptual hashes
-    texts    N texts; an empty one is like no other
+    texts    N texts; an empty one equals no other
     returns  (N,) int64
     """
     signs = np.where(hashes, 1.0, -1.0)

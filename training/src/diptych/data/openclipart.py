@@ -1,7 +1,6 @@
-"""Makes Debian's openclipart packages into pictures and CSVs in the article's format.
+"""Makes images and CSV tables from Debian's openclipart packages.
 
-Reads top to bottom: find, shrink, describe, group, split, write. What can be tuned without programming is
-in openclipart.toml.
+Steps: find, shrink, describe, group, split, write. openclipart.toml holds the categories.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from diptych_serving.debian import PackagesUnavailable, download_packages, unpac
 from diptych_serving.errors import UserError
 from diptych_serving.progress import wait_for
 
-VERSION = 1  # raise it when this code makes other files of the same drawings
+VERSION = 1  # increase it when this code makes other files from the same drawings
 PACKAGES = ("openclipart-png", "openclipart-svg")
 FOLDER_TABLE = Path(__file__).with_name("openclipart.toml")
 CSV_HEADER = ("image_path", "description", "category")
@@ -39,8 +38,8 @@ TABLE_DIRECTORIES = {"eleven": ".", "article": "article"}
 def prepare_openclipart(out: Path, *, source: Path | None = None, seed: int = 0) -> Prepared:
     """Write {train,val,test}.csv, article/{train,val,test}.csv and images/ into `out`.
 
-    source   where the two packages are unpacked; None: download them with apt
-    returns  the counts; nothing is done where `out` holds what was asked for already
+    source   directory with the two unpacked packages; None: download them with apt
+    returns  the counts; does nothing if `out` already holds this data
     """
     fingerprint = _fingerprint(source, seed)
     if (prepared := read_stamp(out, fingerprint)) is not None:
@@ -110,7 +109,7 @@ def _find_tree(directory: Path) -> Path:
 def _shrink_all(
     drawings: Sequence[Drawing], png: Path, images: Path
 ) -> tuple[dict[Drawing, NDArray[np.bool_]], dict[str, str]]:
-    """Perceptual hashes of the pictures written, and the reasons for those left out, in order."""
+    """Perceptual hashes of the written images, and the reasons for those left out, in order."""
 
     def shrink(drawing: Drawing) -> NDArray[np.bool_] | UnusablePicture:
         try:
@@ -118,7 +117,7 @@ def _shrink_all(
         except UnusablePicture as error:
             return error
 
-    # One giant at a time, which takes up to a gigabyte; beside it the small ones keep the other cores busy.
+    # One giant at a time, which takes up to a gigabyte, while the small ones use the other cores.
     with ThreadPoolExecutor(1) as giants, ThreadPoolExecutor(os.cpu_count()) as others:
         futures = [
             (giants if is_giant(_file(png, drawing, ".png")) else others).submit(shrink, drawing)
@@ -156,7 +155,7 @@ def _write_csvs(
     text_of: Mapping[Drawing, str],
     split_of: Mapping[Drawing, str],
 ) -> None:
-    """In the article's format; image_path is relative to the CSV, so that the whole of `out` can be moved."""
+    """image_path is relative to the CSV, so that `out` can be moved."""
     (out / directory).mkdir(parents=True, exist_ok=True)
     images = os.path.relpath(out / "images", out / directory)
     for split in SHARES:

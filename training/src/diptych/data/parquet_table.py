@@ -1,7 +1,8 @@
-"""The rows of a Parquet file as they stand in it, pictures left where they can be read one by one.
+"""The rows of a Parquet file as they are in it.
 
-A cell of Parquet cannot be read alone: a whole group of rows is compressed together, often the whole file.
-So a column of pictures is copied to a plain file once (picture_copy.py), and an item is a place in that.
+A cell of Parquet cannot be read alone, because a group of rows is compressed together, often the whole
+file. So a column of images is copied once to a plain file (image_copy.py), and an item holds its place
+there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from diptych.data.image_copy import PictureCopy, copy_pictures
+from diptych.data.image_copy import ImageCopy, copy_images
 from diptych.data.items import BadRow, Item
 from diptych.data.table_file import HEAD_BYTES, PARQUET_MAGIC, refuse_other_kinds
 from diptych.location import Location
@@ -24,12 +25,13 @@ REQUIRED = ("description", "category")
 EXPECTED_TEXT = "strings"
 EXPECTED_IMAGE = "bytes, or the struct of bytes and path that Hugging Face datasets writes"
 ROWS_AT_ONCE = 16_384  # of short strings: a few MB
-# Else pyarrow reads the column of a whole group of rows at once, which is often the whole file.
+# Otherwise pyarrow reads the column of a whole group of rows at once, often the whole file.
 ONE_PAGE_AT_A_TIME = {"pre_buffer": False, "buffer_size": 2**20}
 
 
 def read_parquet(table: Location, *, needs_category: bool = True) -> Iterator[Item | BadRow]:
-    """Image paths resolved, pictures copied, nothing else looked at. A few rows at a time are in memory.
+    """Image paths are resolved and images copied, nothing else is checked. A few rows at a time are in
+    memory.
 
     needs_category  whether there must be a column of that name; without it, every category is empty
     """
@@ -41,22 +43,22 @@ def read_parquet(table: Location, *, needs_category: bool = True) -> Iterator[It
             parquet = stack.enter_context(pq.ParquetFile(source, **ONE_PAGE_AT_A_TIME))
             schema = parquet.schema_arrow
             _check_columns(schema, table, needs_category)
-            pictures = paths = None
+            images = paths = None
             if "image_path" in schema.names:
                 paths = "image_path"
             if "image" in schema.names:
                 kind = schema.field("image").type
                 is_struct = pa.types.is_struct(kind)
-                pictures = copy_pictures(parquet, "image.bytes" if is_struct else "image", table)
+                images = copy_images(parquet, "image.bytes" if is_struct else "image", table)
                 if is_struct and kind.get_field_index("path") >= 0:
                     paths = "image.path"
-            yield from _rows(parquet, table, pictures, paths)
+            yield from _rows(parquet, table, images, paths)
     except pa.ArrowException as error:
         raise UserError(f"{table}: cannot read it as Parquet: {error}") from None
 
 
 def _rows(
-    parquet: pq.ParquetFile, table: Location, pictures: PictureCopy | None, paths: str | None
+    parquet: pq.ParquetFile, table: Location, images: ImageCopy | None, paths: str | None
 ) -> Iterator[Item | BadRow]:
     number = 0
     present = [name for name in REQUIRED if name in parquet.schema_arrow.names]
@@ -71,18 +73,18 @@ def _rows(
                 detail = f"byte 0x{error.object[error.start]:02x}"
                 yield BadRow(line=number, reason="invalid UTF-8", detail=detail)
                 continue
-            image = pictures.cell(number - 1) if pictures else None
+            image = images.cell(number - 1) if images else None
             yield Item(
                 table=table,
                 line=number,
                 image=image or (table.beside(path) if path else None),
                 text=text,
-                category=sys.intern(category),  # millions of rows share the names of their few categories
+                category=sys.intern(category),  # millions of rows share a few category names
             )
 
 
 def _column(batch: pa.RecordBatch, name: str) -> list[bytes]:
-    """The cells of strings as bytes, so that one that is not UTF-8 spoils one row only; null as empty."""
+    """The cells of strings as bytes, so that invalid UTF-8 spoils only its row; null as empty."""
     column, _, field = name.partition(".")
     cells = batch.column(column)
     if field:
@@ -109,7 +111,7 @@ def _check_columns(schema: pa.Schema, table: Location, needs_category: bool) -> 
     for field in schema:
         if field.name in (*REQUIRED, "image_path") and not _holds_text(field.type):
             expected = EXPECTED_TEXT
-        elif field.name == "image" and not _holds_pictures(field.type):
+        elif field.name == "image" and not _holds_images(field.type):
             expected = EXPECTED_IMAGE
         else:
             continue
@@ -121,7 +123,7 @@ def _holds_text(kind: pa.DataType) -> bool:
     return kind in (pa.string(), pa.large_string(), pa.string_view(), pa.null())
 
 
-def _holds_pictures(kind: pa.DataType) -> bool:
+def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_pictures(kind.field("bytes").type)
+        return kind.get_field_index("bytes") >= 0 and _holds_images(kind.field("bytes").type)
     return kind in (pa.binary(), pa.large_binary(), pa.binary_view(), pa.null())

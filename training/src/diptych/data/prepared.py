@@ -1,4 +1,4 @@
-"""What a prepared data set holds: shown to the user, and stamped beside it so that it is made only once."""
+"""The summary of a prepared data set, also saved as a stamp so that it is made only once."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ STAMP_FILE = "prepared.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedTable:
-    """What became of one table of openclipart.toml."""
+    """The result of one table of openclipart.toml."""
 
     directory: str
     num_items: Mapping[str, Mapping[str, int]]  # category -> split
-    num_groups: int  # of near-duplicates; one that resembles no other is a group too
+    num_groups: int  # of near-duplicates; a single item is a group too
     num_without_text: int
     num_ambiguous: int  # left out: filed under several categories
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What prepare_openclipart made, or found made."""
+    """The data of prepare_openclipart, new or already there."""
 
     tables: Mapping[str, PreparedTable]
     left_out: Mapping[str, str]  # drawing -> reason
@@ -36,7 +36,7 @@ class Prepared:
 
 
 def read_stamp(out: Path, fingerprint: str) -> Prepared | None:
-    """What `out` holds, if all of it is there and was made from what the fingerprint stands for."""
+    """The data in `out`, if it is complete and has this fingerprint."""
     try:
         stamp = msgspec.json.decode((out / STAMP_FILE).read_bytes(), type=_Stamp)
     except (FileNotFoundError, msgspec.DecodeError):
@@ -50,12 +50,12 @@ def read_stamp(out: Path, fingerprint: str) -> Prepared | None:
 
 
 def remove_stamp(out: Path) -> None:
-    """First of all: a run that is interrupted must not leave the stamp of the one before."""
+    """Called first: an interrupted preparation must not leave the previous stamp."""
     (out / STAMP_FILE).unlink(missing_ok=True)
 
 
 def write_stamp(out: Path, fingerprint: str, prepared: Prepared) -> None:
-    """Last of all: its presence says that the rest is complete."""
+    """Called last: the stamp means that the rest is complete."""
     (out / STAMP_FILE).write_bytes(msgspec.json.encode(_Stamp(fingerprint=fingerprint, prepared=prepared)))
 
 

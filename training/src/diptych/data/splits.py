@@ -1,4 +1,4 @@
-"""Splits items into train, val and test: stratified by category, groups kept whole, the same every time."""
+"""Splits items into train, val and test: stratified by category, groups kept together, deterministic."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SHARES: Mapping[str, float] = {"train": 0.70, "val": 0.15, "test": 0.15}
 def split_groups(categories: Sequence[str], groups: Sequence[int], *, seed: int) -> list[str]:
     """The name of each item's split.
 
-    Goes from the largest group to the smallest and gives each to the split that lacks most of its
-    categories. So long series go to train, and each item of val or test counts for itself; scikit-learn's
+    Goes from the largest group to the smallest, and puts each into the split that lacks most of its
+    categories. So long series go to train, and items of val and test are independent. scikit-learn's
     StratifiedGroupKFold would spread the series over all folds.
     """
     members: dict[int, Counter[str]] = {}

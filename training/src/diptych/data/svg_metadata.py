@@ -1,7 +1,7 @@
 """Reads the title and the description that an author gave to an SVG drawing.
 
-Only those of the Work itself count: a dc:title inside a cc:Agent is somebody's name. Entities are not
-expanded, and a file that breaks off keeps what was read before the break.
+Only those of the Work itself count: a dc:title inside a cc:Agent is a person's name. Entities are not
+expanded. Of a truncated file, what was read before the end is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ FIELDS = ("title", "description")
 
 
 def read_title_and_description(svg: Path) -> tuple[str, str]:
-    """The Work's own title and description, as written; empty where there is none."""
+    """The Work's own title and description, as written; empty if there is none."""
     reader = _WorkReader()
     with contextlib.suppress(expat.ExpatError, _WorkRead):
         reader.parser.Parse(svg.read_bytes(), True)

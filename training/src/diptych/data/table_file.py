@@ -1,4 +1,4 @@
-"""What kind of file a table is, by its first bytes, and how its text is read."""
+"""Detects the kind of a table file by its first bytes, and reads its text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diptych_serving.errors import UserError
 
 PARQUET_NAME = re.compile(r"\.(parquet|pq)(\.\w+)?$", re.IGNORECASE)  # pandas also writes .parquet.gzip
 PARQUET_MAGIC, GZIP_MAGIC = b"PAR1", b"\x1f\x8b"
-# What people take for a table, by its first bytes, and the way out.
+# Files that are mistaken for tables, by their first bytes, and what to do.
 OTHER_KINDS = (
     (PARQUET_MAGIC, "a Parquet file: give it a name that ends in .parquet"),
     (GZIP_MAGIC, "packed with gzip twice, or Parquet inside gzip: unpack it first"),
@@ -42,7 +42,7 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 HEAD_BYTES = 4096
-# What reading a damaged file raises beside OSError.
+# Exceptions of reading a damaged file, besides OSError.
 DAMAGED = (EOFError, zlib.error, UnicodeError)
 
 
@@ -53,9 +53,9 @@ def is_parquet(table: Location) -> bool:
 
 @contextlib.contextmanager
 def open_text(table: Location) -> Iterator[io.TextIOWrapper]:
-    """A table as text: UTF-8, UTF-16 or UTF-32, gzip unpacked. Raises UserError for what is no text.
+    """A table as text: UTF-8, UTF-16 or UTF-32, gzip unpacked. Raises UserError if it is not text.
 
-    Surrogates carry bytes that are not UTF-8 past the reader, so that they spoil one row only.
+    Invalid bytes become surrogates, so that they spoil only their row.
     """
     with table.open() as raw:
         source = _peekable(raw)
@@ -69,10 +69,10 @@ def open_text(table: Location) -> Iterator[io.TextIOWrapper]:
 
 
 def refuse_other_kinds(head: bytes, table: Location, *, expected: bytes = b"") -> None:
-    """Raise UserError for a file that some other program reads.
+    """Raise UserError for a file of another kind.
 
     head      its first bytes
-    expected  those of the kind that is right
+    expected  the first bytes of the right kind
     """
     kinds = [*OTHER_KINDS, *((magic, kind) for magic, kind in OTHER_TEXTS if head.lstrip().startswith(magic))]
     for magic, kind in kinds:

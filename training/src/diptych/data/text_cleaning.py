@@ -1,4 +1,4 @@
-"""Makes what authors typed into titles and descriptions into one readable text."""
+"""Makes one readable text from an author's title and description."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Collection
 EMAIL = r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
 URL = r"(?:https?://|www\.)\S+"
 TAG_OR_COMMENT = r"<!--.*?-->|</?[a-zA-Z][^<>]*>"
-# "Clipart by Nicu Buculei - pear" stands on a whole set of fruit: true of pear.svg alone.
+# "Clipart by Nicu Buculei - pear" is the title of a whole set of fruit; it is true only of pear.svg.
 SET_TITLE = re.compile(r"clip ?art by (?P<author>.+?) - (?P<file_stem>.+)", re.IGNORECASE)
 BOILERPLATE = [
     re.compile(pattern, re.IGNORECASE | re.DOTALL)
@@ -31,7 +31,7 @@ BOILERPLATE = [
 
 
 def compose_text(title: str, description: str, *, file_stem: str, useless: Collection[str]) -> str:
-    """Title and description as one text; empty where neither says anything about the picture."""
+    """Title and description as one text; empty if neither describes the image."""
     clean_title = _drop_useless(clean(_own_title(unescape(title), file_stem)), useless)
     clean_description = _drop_useless(clean(description), useless)
     if _folded(clean_description).startswith(_folded(clean_title)):
@@ -52,7 +52,7 @@ def clean(text: str) -> str:
 
 
 def unescape(text: str) -> str:
-    """Undo escaping, however often it was done, and UTF-8 that was once read as Latin-1."""
+    """Undo repeated escaping, and UTF-8 that was once read as Latin-1."""
     while (unescaped := html.unescape(text)) != text:
         text = unescaped
     try:

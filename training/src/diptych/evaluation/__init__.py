@@ -1,1 +1,1 @@
-"""What a model answers, and how good that is."""
+"""A model's answers, and how good they are."""

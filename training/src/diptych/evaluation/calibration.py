@@ -1,4 +1,4 @@
-"""Temperature scaling: one number for each set of modalities makes probabilities mean what they say."""
+"""Temperature scaling: one number for each set of modalities, so that confidence matches accuracy."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.nn import functional as F
 from diptych.evaluation.predict import CONDITION_NAMES, CONDITIONS, classify
 from diptych.models.classifier import Classifier, Embeddings
 
-# A validation set without a single mistake would drive the temperature to zero and every answer to certainty,
-# on no evidence; and what multiplies logits multiplies rounding errors.
+# A validation set without a mistake would drive the temperature to zero and every answer to certainty. A
+# small temperature also multiplies rounding errors.
 LOG_TEMPERATURE_BOUNDS = (-1.0, 3.0)
-# Fewer items say too little: their condition gets the temperature of all items as they are.
+# With fewer items the estimate is too uncertain: the condition gets the temperature of all items.
 MIN_ITEMS = 20
 
 
 def calibrate(model: Classifier, embeddings: Embeddings, truth: Tensor) -> list[str]:
-    """Set the model's temperatures, each fitted on the held-out items that can be shown so.
+    """Set the model's temperatures, each fitted on the held-out items of its condition.
 
     truth    (N,) int64
-    returns  what the user should know of them
+    returns  warnings for the user
     """
     head = model.fusion_head
     logits = {
@@ -72,13 +72,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def at_bound(temperature: float) -> str | None:
-    """What it means that a temperature lies at a bound; None where it does not."""
+    """A warning if a temperature is at a bound; else None."""
     low, high = LOG_TEMPERATURE_BOUNDS
     where = math.log(temperature)
     if where < low + 1e-3:
         return (
-            f"the temperature is at its lower bound, {temperature:.2f}: the model makes hardly a mistake on "
-            "the validation items, so they cannot show how sure it may be. Its probabilities may be too low; "
+            f"the temperature is at its lower bound, {temperature:.2f}: the model makes hardly any mistake "
+            "on the validation items, so its confidence cannot be fitted. Its probabilities may be too low; "
             "use more validation items"
         )
     if where > high - 1e-3:

@@ -1,6 +1,6 @@
-"""Other people's strings in figures: as they are, in fonts that have their letters, wrapped and cut to fit.
+"""Draws users' strings in figures: in fonts that have their letters, wrapped and cut to fit.
 
-Matplotlib is told elsewhere (plots.py) not to read `$` as mathematics.
+chart_style.py turns off `$` as mathematics.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from matplotlib.ft2font import FT2Font
 from diptych_serving.progress import warn
 
 MISSING = "□"
-MAX_LETTERS = 1000  # of one string; no figure has room for more
-DPI = 288  # that text is measured at
-VARIATIONS = frozenset(map(chr, range(0xFE00, 0xFE10)))  # which of an emoji's shapes is meant
-# Fonts that stand for letters that they do not have.
+MAX_LETTERS = 1000  # letters of one string; no figure has room for more
+DPI = 288  # font size for measuring text
+VARIATIONS = frozenset(map(chr, range(0xFE00, 0xFE10)))  # variation selectors of emoji
+# Fonts whose glyphs are placeholders.
 NOT_FONTS = ("Last Resort",)
 
 _said: set[str] = set()  # letters that no font has
@@ -38,10 +38,10 @@ def fit(
     weight: str = "normal",
     is_svg: bool = False,
 ) -> str:
-    """Wrap to a width; what does not fit into the lines is cut, with an ellipsis.
+    """Wrap to a width; text that does not fit into the lines is cut, with an ellipsis.
 
-    size    of the font, in points
-    is_svg  letters that no font here has stay: the reader's browser has fonts of its own
+    size    font size in points
+    is_svg  keep letters that no font here has: the reader's browser has other fonts
     """
     rest = _on_one_line(text[:MAX_LETTERS]) if is_svg else drawable(text[:MAX_LETTERS])
     font = FontProperties(size=size, weight=weight)
@@ -53,14 +53,14 @@ def fit(
             end = _num_that_fit(rest, inches - _inches("…", font), font)
         if end < len(rest):
             space = rest.rfind(" ", 0, end + 1)
-            end = space if space > end // 2 else end  # a long word is broken
+            end = space if space > end // 2 else end  # a long word is split
         fitted.append(rest[:end].strip() + ("…" if is_cut else ""))
         rest = "" if is_cut else rest[end:].strip()
     return "\n".join(fitted)
 
 
 def drawable(text: str) -> str:
-    """One line, with a box for each letter that no font here has; what has none is said once."""
+    """One line, with a box for each letter that no font here has. Warns once for each."""
     text = _on_one_line(text)
     missing = set(text) - _drawn_letters() - {" "}
     if missing:
@@ -71,7 +71,7 @@ def drawable(text: str) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    """Line breaks and runs of spaces as one space, without letters that have no shape."""
+    """Line breaks and runs of spaces become one space; invisible letters are removed."""
     shaped = (
         letter
         for letter in unicodedata.normalize("NFC", text)
@@ -82,7 +82,7 @@ def _on_one_line(text: str) -> str:
 
 
 def _num_that_fit(text: str, inches: float, font: FontProperties) -> int:
-    """The letters of the longest beginning that is no wider; at least one."""
+    """The number of letters at the start that fit; at least one."""
     low, high = 1, len(text)
     while low < high:
         middle = (low + high + 1) // 2
@@ -98,7 +98,7 @@ def _inches(text: str, font: FontProperties) -> float:
 
 @contextlib.contextmanager
 def without_glyph_warnings() -> Iterator[None]:
-    """For text whose font is the reader's."""
+    """For text that is drawn with the reader's font."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
@@ -113,7 +113,7 @@ def _renderer() -> RendererAgg:
 
 
 def _drawn_letters() -> set[str]:
-    """What the families that figures use can draw."""
+    """The letters of the font families that figures use."""
     paths = [
         font_manager.findfont(FontProperties(family=[family]))
         for family in matplotlib.rcParams["font.family"]
@@ -139,7 +139,7 @@ def _add_fonts_for(missing: frozenset[str]) -> frozenset[str]:
 def _installed_fonts() -> list[tuple[str, str]]:
     """(name, path) of upright fonts of normal weight, the sans-serif ones first.
 
-    Matplotlib keeps a list of its own, which does not know the fonts that were installed since.
+    Matplotlib's own list lacks recently installed fonts.
     """
     known = {entry.fname for entry in font_manager.fontManager.ttflist}
     for path in font_manager.findSystemFonts():

@@ -1,4 +1,4 @@
-"""How good a run is: with both modalities, and with each alone."""
+"""Evaluates a run with both modalities and with each alone."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ CONFUSION_FILE = "confusion_matrix.json"
 def evaluate(run: Run) -> str:
     """Write the test split's metrics, confusion matrix and report.html into the run.
 
-    All is computed and written beside first. An evaluation that fails leaves the one before; one that is
-    killed leaves none or a whole one.
+    The files are written elsewhere first. A failed evaluation leaves the previous one; a killed one leaves
+    none or a complete one.
     returns  scikit-learn's report, as text
     """
     weights = run.directory / WEIGHTS_FILE
@@ -49,14 +49,14 @@ def evaluate(run: Run) -> str:
         except OSError as error:
             raise _cannot_write(run.directory, error) from error
         if _identify(weights) != evaluated:
-            raise UserError(f"{run.directory}: was trained anew while it was evaluated; evaluate it again")
+            raise UserError(f"{run.directory}: was trained again while it was evaluated; evaluate it again")
         _replace_evaluation(evaluation, scores, staging)
     return text
 
 
 @contextlib.contextmanager
 def _staged(directory: Path) -> Iterator[Path]:
-    """A temporary folder inside a run. Raises UserError where nothing can be written."""
+    """A temporary folder inside a run. Raises UserError if nothing can be written."""
     try:
         staging = tempfile.TemporaryDirectory(dir=directory, prefix=".evaluation-")
     except OSError as error:
@@ -66,7 +66,7 @@ def _staged(directory: Path) -> Iterator[Path]:
 
 
 def _replace_evaluation(evaluation: Evaluation, scores: dict[str, dict[str, Any]], staging: Path) -> None:
-    """The old one goes first, so that nothing of it is ever seen beside the new one."""
+    """The old one is removed first, so that the two are never mixed."""
     run = evaluation.run
     staged = sorted(staging.iterdir())
     try:
@@ -92,7 +92,7 @@ def _cannot_write(directory: Path, error: OSError) -> UserError:
 
 
 def answer_test_set(run: Run) -> Evaluation:
-    """Everything that the model says to the test items."""
+    """All answers of the model to the test items."""
     data = run.config.data
     if data.test_csv is None:
         raise UserError(f"{run.directory}: has no data.test_csv; name a table with --set data.test_csv=FILE")
@@ -115,7 +115,7 @@ def answer_test_set(run: Run) -> Evaluation:
 def evaluate_conditions(
     model: Classifier, embeddings: Embeddings, truth: NDArray[np.int64]
 ) -> dict[str, dict[str, Any]]:
-    """Metrics for both modalities and each alone. An item counts where something of it is left."""
+    """Metrics for both modalities and each alone. An item counts if it has a modality of the condition."""
     return summarize_conditions(answer_conditions(model, embeddings), truth)
 
 

@@ -1,7 +1,6 @@
-"""Which modality decided: the answer to one item, and to what is left when either is taken away.
+"""Which modality decided: compares the answer to an item with the answers to its image and its text alone.
 
-The model has learned a vector that stands for a missing image or text, so it was trained to answer an image
-alone. It was never trained to answer neither, so that is not asked: shifts are differences between real
+The model was trained to answer one modality alone, but not none. So shifts are differences between real
 answers, not Shapley values.
 """
 
@@ -24,22 +23,22 @@ BRINGS = {"image": "image brings", "text": "text brings"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What a run says to one item.
+    """A run's answers to one item.
 
-    answers  condition -> label -> calibrated probability. `both` first where the item has both; an item
-             with one modality has that condition only.
+    answers  condition -> label -> calibrated probability. `both` first if the item has both; an item
+             with one modality has only that condition.
     """
 
     answers: dict[str, dict[str, float]]
 
     @property
     def label(self) -> str:
-        """What is answered to all that the item has."""
+        """The answer to the whole item."""
         return _top(self._whole)
 
     @property
     def shifts(self) -> dict[str, dict[str, float]]:
-        """Modality -> label -> how much it adds to the probability that the other one alone gives."""
+        """Modality -> label -> probability that it adds to the answer of the other modality alone."""
         return {
             modality: {label: self._whole[label] - value for label, value in self.answers[without].items()}
             for without, modality in TAKEN_AWAY.items()
@@ -48,7 +47,7 @@ class Explanation:
 
     @property
     def distances(self) -> dict[str, float]:
-        """Modality -> how far the answer moves when it is taken away, 0 not at all, 1 altogether."""
+        """Modality -> how much the answer changes without it: 0 not at all, 1 completely."""
         return {
             modality: jensen_shannon(list(self._whole.values()), list(self.answers[without].values()))
             for without, modality in TAKEN_AWAY.items()
@@ -57,7 +56,7 @@ class Explanation:
 
     @property
     def verdict(self) -> str:
-        """Which modality decided, in a sentence."""
+        """A sentence on which modality decided."""
         if len(self.answers) == 1:
             given = "an image" if "image_only" in self.answers else "a text"
             return f"The item has {given} only, and that says {_say(self._whole)}."
@@ -87,7 +86,7 @@ class Explanation:
 
 
 def explain(run: Run, image: bytes, text: str) -> Explanation:
-    """Ask about an item with all it has, and with each modality alone.
+    """Ask about the whole item, and about each modality alone.
 
     image  one encoded image file; empty: no image
     text   empty: no text
@@ -115,7 +114,7 @@ def jensen_shannon(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def describe(explanation: Explanation, num_labels: int = 6) -> str:
-    """A table of the labels that any of the answers finds likely, and the verdict."""
+    """A table of the likely labels of each answer, and the verdict."""
     answers, shifts = explanation.answers, explanation.shifts
     whole = next(iter(answers.values()))
     likeliest = sorted(whole, key=lambda label: -max(answer[label] for answer in answers.values()))

@@ -34,18 +34,18 @@ def summarize(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> 
     }
 
 
-# --- how sure a score is -------------------------------------------------------------------------------
+# --- uncertainty of scores -------------------------------------------------------------------------------
 
 
 def accuracy_standard_error(accuracy: float, num_items: int) -> float:
-    """Of a share of independent hits: sqrt(p (1 - p) / n)."""
+    """Standard error of a share of independent hits: sqrt(p (1 - p) / n)."""
     return math.sqrt(accuracy * (1 - accuracy) / num_items)
 
 
 def macro_f1_standard_error(matrix: NDArray[np.int64], num_draws: int = 1000, seed: int = 0) -> float:
     """Bootstrap over items (Efron, 1979): spread of the macro-F1 of resampled test sets.
 
-    Items in one cell of the confusion matrix are alike, so the cells are drawn instead of the items.
+    Items in one cell of the confusion matrix are equal, so cells are drawn instead of items.
 
     matrix  (C, C) int64, rows true
     """
@@ -58,7 +58,7 @@ def macro_f1_standard_error(matrix: NDArray[np.int64], num_draws: int = 1000, se
     for draw in draws:
         hits = np.bincount(true, draw * (true == predicted), num_labels)
         total = np.bincount(true, draw, num_labels) + np.bincount(predicted, draw, num_labels)
-        occurs = total > 0  # as scikit-learn does, average over what was drawn or predicted
+        occurs = total > 0  # like scikit-learn, average over labels that were drawn or predicted
         scores.append((2 * hits[occurs] / total[occurs]).mean())
     return float(np.std(scores, ddof=1))
 
@@ -70,11 +70,11 @@ def score_groups(
     num_draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`summarize` with standard errors, for items of which some are near-duplicates.
+    """`summarize` with standard errors, for items with near-duplicates.
 
-    The errors are a bootstrap over groups (Efron, 1979; Field and Welsh, 2007), since items of one group are
-    right or wrong together. `each_group_once` weighs an item by one over the size of its group: a long series
-    of similar items, which is often easy, then counts as one item.
+    The errors are a bootstrap over groups (Efron, 1979; Field and Welsh, 2007), because items of one group
+    are right or wrong together. `each_group_once` weighs an item by one over the size of its group: a long
+    series of similar items, which is often easy, then counts as one item.
 
     probabilities   (N, C) float32
     labels, groups  (N,)   int64
@@ -131,7 +131,7 @@ def _errors(names: Sequence[str], draws: NDArray[np.float64]) -> dict[str, float
 
 
 class Bin(NamedTuple):
-    """The items whose confidence lies in [low, high): how many, how sure the model was, how often right."""
+    """The items with confidence in [low, high): their number, mean confidence and accuracy."""
 
     low: float
     high: float
@@ -143,7 +143,7 @@ class Bin(NamedTuple):
 def reliability_bins(
     confidence: NDArray[np.float32], is_right: NDArray[np.bool_], num_bins: int = NUM_BINS
 ) -> list[Bin]:
-    """Equal-width bins that hold any item, the least confident first; 1.0 belongs to the last."""
+    """Non-empty bins of equal width, the least confident first; 1.0 belongs to the last."""
     indices = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
     return [
         Bin(
@@ -168,10 +168,10 @@ def expected_calibration_error(
 def ece_if_calibrated(
     probabilities: NDArray[np.float32], num_bins: int = NUM_BINS, num_draws: int = 200, seed: int = 0
 ) -> float:
-    """The ECE to expect on as many items of a model whose probabilities are true.
+    """The expected ECE of a perfectly calibrated model on this number of items.
 
-    Chance alone parts confidence from accuracy in small bins, so ECE never reaches zero. Truth is drawn
-    from the predictions themselves (consistency resampling: Bröcker and Smith, 2007; for ECE,
+    In small bins confidence and accuracy differ by chance, so ECE never reaches zero. Truth is drawn from the
+    predictions themselves (consistency resampling: Bröcker and Smith, 2007; for ECE,
     Vaicenavicius et al., 2019).
     """
     confidence = probabilities.max(axis=1)
@@ -185,15 +185,15 @@ def _mean_gap(bins: Sequence[Bin]) -> float:
     return sum(abs(each.confidence - each.accuracy) * each.num_items for each in bins) / num_items
 
 
-# --- answering less, knowing less ----------------------------------------------------------------------
+# --- abstaining, missing modalities ----------------------------------------------------------------------
 
 
 class Coverage(NamedTuple):
-    """What answering only the k most confident items gives, for k = 1 .. N; three (N,) arrays.
+    """The result of answering only the k most confident items, for k = 1 .. N; three (N,) arrays.
 
-    coverage   share of the items that are answered
-    accuracy   among those
-    threshold  the lowest confidence that is answered
+    coverage   share of answered items
+    accuracy   among the answered items
+    threshold  their lowest confidence
     """
 
     coverage: NDArray[np.float64]
@@ -220,14 +220,14 @@ def accuracy_when_missing(
     num_draws: int = 50,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Accuracy as a growing share of the items that have a modality lose it, chosen by chance.
+    """Accuracy when a random share of the items that have a modality lose it.
 
-    An item left with nothing does not count, as in `evaluate_conditions`: share 0 is its `both`, share 1
-    the other modality alone. Larger shares of one draw take the same items and more.
+    An item without any modality does not count, as in `evaluate_conditions`: share 0 is its `both`, share 1
+    the other modality alone. Within a draw, larger shares include the items of smaller ones.
 
-    is_right           (N,) bool, with all that the item has
-    is_right_without   (N,) bool, with the modality taken away
-    has_it, has_other  (N,) bool, the modality that goes missing, and the one that stays
+    is_right           (N,) bool, for the whole item
+    is_right_without   (N,) bool, without the modality
+    has_it, has_other  (N,) bool, whether the item has the removed modality, and the other one
     returns            (len(shares), num_draws) float64
     """
     generator = np.random.default_rng(seed)
@@ -248,7 +248,7 @@ def accuracy_when_missing(
 
 
 class CategoryScores(NamedTuple):
-    """One category: precision and recall are 0 where nothing was predicted or true."""
+    """One category: precision and recall are 0 if nothing was predicted or true."""
 
     label: str
     precision: float

@@ -1,4 +1,4 @@
-"""Pictures of a run. `draw_*` makes a figure; `plot_*` writes it as one PNG."""
+"""Figures of a run. `draw_*` makes a figure; `plot_*` writes it to a file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LABEL_INCHES = 1.9
 
 
 def open_picture(data: bytes, spec: PreprocessingSpec) -> Image.Image | None:
-    """What the model is shown, for drawing: upright, on white; None where there is no image."""
+    """The preprocessed image, for drawing: upright, on white; None if there is no image."""
     return fit_image(data, spec, 512) if data else None
 
 
@@ -39,7 +39,7 @@ def plot_history(history: Sequence[Mapping[str, Any]], best_epoch: int, path: Pa
 
 
 def draw_history(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> Figure:
-    """What `plot_history` says; a curve that the history lacks is left out."""
+    """The figure of `plot_history`; a curve that is not in the history is left out."""
     figure = Figure(figsize=(10.4, 3.7), layout="constrained")
     loss, score = figure.subplots(1, 2)
     curves = [
@@ -95,7 +95,7 @@ def plot_prediction(
     path: Path,
     truth: str | None = None,
 ) -> None:
-    """One item beside the probability of every category, the most likely on top."""
+    """One item beside the probability of each category, the most likely at the top."""
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     item, bars = figure.subplots(1, 2, width_ratios=[1, 1.25])
     draw_item(item, image, text, 3.3)
@@ -127,7 +127,7 @@ def plot_explanation(
     path: Path,
     num_labels: int = 8,
 ) -> None:
-    """One item beside what both modalities and each alone make of it.
+    """One item beside the answers to both modalities and to each alone.
 
     answers  condition -> label -> probability
     """
@@ -163,7 +163,7 @@ def plot_explanation(
 
 
 def draw_item(axes: Axes, image: Image.Image | None, text: str, inches: float) -> None:
-    """The image under its text, which may be as wide as that."""
+    """The image below its text, which may be as wide as the image."""
     axes.axis("off")
     if image is None:
         axes.text(0.5, 0.5, "no image", ha="center", va="center", color=GREY)

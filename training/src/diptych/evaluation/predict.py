@@ -1,4 +1,4 @@
-"""A run's own answers, in process: to one item, and to embedded items with either modality taken away."""
+"""A run's answers in this process: to one item, and to embedded items with one modality removed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from diptych.runs.run import Run
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import InvalidInput
 
-# name of the condition -> which modalities the model is shown
+# name of the condition -> modalities that the model gets
 CONDITIONS = {"both": (True, True), "image_only": (True, False), "text_only": (False, True)}
 CONDITION_NAMES = {"both": "both", "image_only": "image only", "text_only": "text only"}
 
 
 class Answers(NamedTuple):
-    """What the model says to all items of a split under one condition.
+    """The model's answers to all items of a split under one condition.
 
     probabilities  (N, C) float32, calibrated
-    counted        (N,)   bool, false where the condition leaves nothing of the item to answer to
+    counted        (N,)   bool, false if the item has no modality of the condition
     """
 
     probabilities: NDArray[np.float32]
@@ -47,7 +47,7 @@ def predict(run: Run, image: bytes, text: str) -> dict[str, float]:
 
 
 def read_item(run: Run, image: bytes, text: str) -> Inputs:
-    """One item as a batch of one, refused where the server would refuse it."""
+    """One item as a batch of one. Raises like the server for a bad item."""
     (row,) = run.preprocessor.rows([(image, text.encode())])
     if isinstance(row, InvalidInput):
         raise UserError(str(row))
@@ -61,7 +61,7 @@ def predict_inputs(run: Run, inputs: Inputs) -> Tensor:
 
 
 def answer_conditions(model: Classifier, embeddings: Embeddings) -> dict[str, Answers]:
-    """Answers with both modalities and with each alone; a condition that no item meets is left out."""
+    """Answers with both modalities and with each alone; a condition without items is left out."""
     answers = {}
     for name, (image, text) in CONDITIONS.items():
         shown = embeddings.keep(image=image, text=text)

@@ -1,4 +1,4 @@
-"""What a run needs to resume after it was killed, in one file that is whole or absent."""
+"""Saves and loads the state that a run needs to resume after it was killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHECKPOINT_FILE = "checkpoint.pt"
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
-    """Write beside, reach the disk, rename: a kill at any moment leaves the old one or the new one."""
+    """Write, sync to disk, rename: a kill leaves the old checkpoint or the new one."""
     unfinished = directory / f"{CHECKPOINT_FILE}.tmp"
     try:
         with unfinished.open("wb") as file:
@@ -26,14 +26,14 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
         raise UserError(
             f"{directory}: cannot save a checkpoint: {reason}. Make room and run the same command again: "
-            "it resumes from the checkpoint before, where there is one"
+            "it resumes from the previous checkpoint, if there is one"
         ) from error
 
 
 def load_checkpoint(directory: Path, fingerprint: dict[str, str]) -> dict[str, Any] | None:
-    """The state to resume from; None where there is none. Tensors and plain values only, no pickled code.
+    """The state to resume from; None if there is none. Only tensors and plain values, no pickled code.
 
-    fingerprint  of each thing that the run depends on: a checkpoint of another run is refused, not mixed in
+    fingerprint  of everything that the run depends on; a checkpoint of another run is refused
     """
     path = directory / CHECKPOINT_FILE
     if not path.is_file():
@@ -44,13 +44,13 @@ def load_checkpoint(directory: Path, fingerprint: dict[str, str]) -> dict[str, A
     except Exception as error:  # torch raises almost anything on a damaged file
         raise UserError(
             f"{path}: damaged, so this run cannot be resumed ({str(error).splitlines()[0]}). "
-            f"Delete {directory} to start anew"
+            f"Delete {directory} to start again"
         ) from error
     changed = [name for name, digest in fingerprint.items() if found.get(name) != digest]
     if changed:
         raise UserError(
             f"{path}: belongs to a run with other {' and '.join(changed)}. "
-            f"Resume it as it was, name another --out, or delete {directory} to start anew"
+            f"Resume it as it was, name another --out, or delete {directory} to start again"
         )
     return state
 

@@ -1,7 +1,7 @@
-"""The place of a run: RUN/unfinished while it is trained, then RUN itself.
+"""The directory of a run: RUN/unfinished during training, then RUN.
 
-A run is trained in RUN/unfinished: checkpoint, curves, and at the end all of its files. Then that folder
-takes RUN's place as one, so RUN holds a whole run or none. A run that is there already stays until then.
+Training writes checkpoint, curves and at the end all files to RUN/unfinished. Then that folder replaces RUN
+in one rename, so RUN holds a complete run or none. A previous run stays until then.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from diptych_serving.progress import console
 
 UNFINISHED = "unfinished"
 LOCK_FILE = "training.lock"
-# What training and evaluation write into a run, or wrote before. All of it goes with the run.
+# Files that training and evaluation write into a run, now or in earlier versions. They belong to the run.
 RUN_ENTRIES = frozenset(
     {
         UNFINISHED,
@@ -53,9 +53,9 @@ RUN_ENTRIES = frozenset(
 
 @contextlib.contextmanager
 def begin_run(out: Path) -> Iterator[Path]:
-    """RUN/unfinished, held by this process until the block ends.
+    """RUN/unfinished, locked by this process until the block ends.
 
-    raises  UserError where nothing can be written, other files lie there, or another process trains there
+    raises  UserError if nothing can be written, other files are there, or another process trains there
     """
     out = out.resolve()
     _take_back(out)
@@ -63,7 +63,7 @@ def begin_run(out: Path) -> Iterator[Path]:
     try:
         directory = out / UNFINISHED
         directory.mkdir(parents=True, exist_ok=True)
-        # It will be renamed within the folder that holds RUN.
+        # It is renamed within the parent folder of RUN.
         tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-").cleanup()
         lock = _lock(directory / LOCK_FILE)
     except OSError as error:
@@ -71,7 +71,7 @@ def begin_run(out: Path) -> Iterator[Path]:
     with lock, _removed_unless_resumable(out):
         if (out / "model.safetensors").is_file():
             console.print(
-                f"{out} holds a finished run. It stays until this one is finished, and is then replaced.",
+                f"{out} holds a finished run. It is replaced when this one is finished.",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
@@ -80,7 +80,7 @@ def begin_run(out: Path) -> Iterator[Path]:
 
 
 def finish_run(out: Path) -> None:
-    """Put RUN/unfinished in RUN's place. Files that are no run's, such as the user's own, move into it."""
+    """Replace RUN by RUN/unfinished. Other files in RUN, such as the user's own, are moved into it."""
     out = out.resolve()
     replaced = _replaced(out)
     for path in (out / UNFINISHED).rglob("*"):
@@ -102,7 +102,7 @@ def finish_run(out: Path) -> None:
 
 @contextlib.contextmanager
 def _removed_unless_resumable(out: Path) -> Iterator[None]:
-    """On an error, leave RUN/unfinished where a checkpoint is in it, and else RUN as it was found."""
+    """After an error, keep RUN/unfinished if it has a checkpoint; else restore RUN."""
     try:
         yield
     except BaseException:
@@ -129,7 +129,7 @@ def _require_place_of_a_run(out: Path) -> None:
         raise UserError(f"--out {out}: is a file; name a directory for the run")
     if Path.cwd().is_relative_to(out) or os.path.ismount(out):
         what = "a mount point" if os.path.ismount(out) else "the current directory, or above it"
-        raise UserError(f"--out {out}: is {what}, which cannot be replaced as one; name a directory below it")
+        raise UserError(f"--out {out}: is {what}, which cannot be replaced; name a directory below it")
     if _replaced(out).exists():
         shutil.rmtree(_replaced(out))  # a kill after the last rename of `finish_run`
     others = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
@@ -139,7 +139,7 @@ def _require_place_of_a_run(out: Path) -> None:
 
 
 def _lock(path: Path) -> BinaryIO:
-    """The open file, which the kernel unlocks when this process ends. Raises UserError where it is locked."""
+    """The open file, which the kernel unlocks when this process ends. Raises UserError if it is locked."""
     while True:
         file = path.open("a+b")
         try:
@@ -153,7 +153,7 @@ def _lock(path: Path) -> BinaryIO:
             ) from None
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
-        file.close()  # its holder has finished meanwhile, and its folder is the run now
+        file.close()  # its holder has finished, and its folder is now the run
         path.parent.mkdir(exist_ok=True)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())

@@ -1,4 +1,4 @@
-"""What a run depends on, as digests: whether a checkpoint belongs to it, and whether embeddings are known."""
+"""Digests of what a run depends on, to find its checkpoint and its cached embeddings."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ ITEMS_AT_ONCE = 256
 
 
 def fingerprint(run: Run, train_items: Sequence[Item], val_items: Sequence[Item]) -> dict[str, str]:
-    """Of each thing that decides the final weights, by a name for messages. The model is not trained yet.
+    """Digests of everything that decides the final weights, by a name for messages, before training.
 
-    Images are compared by content. With data.check_images = false, which promises that no image is read in
-    advance, those in files of their own are compared by size and time of change.
+    Images are compared by content. With data.check_images = false no image may be read in advance, so image
+    files are compared by size and modification time.
     """
     config = run.config
-    steps = dataclasses.replace(config.train, checkpoint_minutes=1, num_workers=0)  # these change nothing
+    steps = dataclasses.replace(
+        config.train, checkpoint_minutes=1, num_workers=0
+    )  # these do not change the result
     spec = json.dumps(dataclasses.asdict(run.preprocessor.spec))
     return {
         "settings": _digest(repr(dataclasses.replace(config, train=steps))),

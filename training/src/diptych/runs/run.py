@@ -1,4 +1,4 @@
-"""A run directory: everything that training leaves and that evaluation, prediction and export start from."""
+"""Reads and writes a run: the result of training, the start of evaluation, prediction and export."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.json"
 TEXT_ARCHITECTURE = "text_backbone"
 IMAGE_ARCHITECTURE = "image_backbone"
-# The files without which the weights mean something else. model.safetensors holds a digest of them.
+# The files that give the weights their meaning. model.safetensors holds a digest of them.
 COMPANIONS = (LABELS_FILE, SPEC_FILE, TOKENIZER_FILE)
-CHANGEABLE = ("data.", "limits.")  # sections that may differ from what a run was trained with
+CHANGEABLE = ("data.", "limits.")  # sections that may be changed after training
 BELONGS_TO = "sha256 of labels, preprocessing and tokenizer"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A trained model with all that belongs to it."""
+    """A trained model with its config, labels and preprocessing."""
 
     directory: Path
     config: Config
@@ -45,7 +45,7 @@ class Run:
     model: Classifier
 
     def save(self) -> None:
-        """Write all but the metrics into the directory."""
+        """Write everything but the metrics into the directory."""
         self.directory.mkdir(parents=True, exist_ok=True)
         # The files that 'auto' was resolved by are not in the run.
         text = dataclasses.replace(self.config.text, pooling=self.model.text_encoder.backbone.pooling)
@@ -61,7 +61,7 @@ class Run:
 def load_run(directory: Path, overrides: Sequence[str] = ()) -> Run:
     """Read a run. Needs no hub, no weight package and no pickle.
 
-    overrides  `data.KEY=VALUE`, `limits.KEY=VALUE`: other tables, other limits; all else stays as trained
+    overrides  `data.KEY=VALUE`, `limits.KEY=VALUE`: other tables, other limits
     """
     if not (directory / WEIGHTS_FILE).is_file():
         raise UserError(
@@ -69,7 +69,7 @@ def load_run(directory: Path, overrides: Sequence[str] = ()) -> Run:
         )
     for override in overrides:
         if not override.strip().startswith(CHANGEABLE):
-            raise UserError(f"--set {override}: of a trained run only [data] and [limits] can be changed")
+            raise UserError(f"--set {override}: only [data] and [limits] of a trained run can be changed")
     config = load_config(directory / CONFIG_FILE, overrides)
     try:
         labels = read_labels(directory / LABELS_FILE)
@@ -109,7 +109,7 @@ def _digest_companions(directory: Path) -> str:
 
 
 def _require_companions(directory: Path) -> None:
-    """Raise ValueError where labels or preprocessing are another run's."""
+    """Raise ValueError if labels or preprocessing belong to another run."""
     with safe_open(directory / WEIGHTS_FILE, "pt") as file:
         metadata = file.metadata() or {}
     if metadata.get(BELONGS_TO, digest := _digest_companions(directory)) != digest:
@@ -117,7 +117,7 @@ def _require_companions(directory: Path) -> None:
 
 
 def read_metrics(directory: Path) -> dict[str, Any]:
-    """The sections of metrics.json; none where the file is missing."""
+    """The sections of metrics.json; empty if the file is missing."""
     path = directory / METRICS_FILE
     metrics: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     return metrics

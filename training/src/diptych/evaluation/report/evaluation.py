@@ -1,4 +1,4 @@
-"""What an evaluation knows, before anything is made of it."""
+"""The results of an evaluation, from which the report is made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diptych.runs.run import Run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What a run says to its test items, N of them.
+    """A run's answers to its N test items.
 
     truth         (N,)   int64
     answers       by condition; `both` always

@@ -1,4 +1,4 @@
-"""The report's own figures, and figures as SVG to put into a page. Knows numbers, not models."""
+"""Draws the report's figures from numbers, and turns figures into inline SVG."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from diptych.evaluation.plots import CONDITION_COLOURS
 from diptych.evaluation.predict import CONDITION_NAMES
 from diptych_serving.chart_style import ACCENT, INK, PALE, SECOND
 
-# A figure of 10.4 inches fills the page's column; 5.1 inches half of it, with letters of one size.
+# A figure of 10.4 inches fills the page's column, one of 5.1 inches half of it, with equal letters.
 WIDE_INCHES, HALF_INCHES = 10.4, 5.1
-NAME_INCHES = 1.4  # of a run's name in a legend of two columns
-MAX_POINTS = 500  # of a curve; more would only make the page larger
+NAME_INCHES = 1.4  # letters of a run's name in a legend of two columns
+MAX_POINTS = 500  # points of a curve; more would only make the page larger
 
 
 def to_svg(figure: Figure, name: str, alt: str) -> Markup:
-    """Inline SVG as wide as its place. `name` keeps its ids apart from those of other figures."""
+    """Inline SVG as wide as its container. `name` makes its ids unique on the page."""
     file = io.StringIO()
     with without_glyph_warnings():
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
@@ -81,12 +81,12 @@ def _draw_bins(top: Axes, bottom: Axes, bins: Sequence[Bin]) -> None:
 
 
 def draw_coverage(curves: Mapping[str, Coverage]) -> Figure:
-    """Accuracy of the answers that are given, against the share of items that get one."""
+    """Accuracy of the given answers against the share of answered items."""
     figure = Figure(figsize=(HALF_INCHES, 3.6), layout="constrained")
     axes = figure.subplots()
     lowest = 1.0
     for name, curve in curves.items():
-        first = len(curve.coverage) // 20  # fewer items than that say nothing
+        first = len(curve.coverage) // 20  # with fewer items the curve is noise
         shown = np.unique(np.linspace(first, len(curve.coverage) - 1, MAX_POINTS).astype(int))
         coverage, accuracy = curve.coverage[shown], curve.accuracy[shown]
         axes.plot(coverage, accuracy, color=CONDITION_COLOURS[name], label=CONDITION_NAMES[name])
@@ -99,9 +99,9 @@ def draw_coverage(curves: Mapping[str, Coverage]) -> Figure:
 
 
 def draw_missing(shares: Sequence[float], curves: Mapping[str, NDArray[np.float64]]) -> Figure:
-    """Accuracy as a modality goes missing.
+    """Accuracy against the share of items without a modality.
 
-    curves  what is left in the end, a condition -> (len(shares), num_draws)
+    curves  remaining condition -> (len(shares), num_draws)
     """
     figure = Figure(figsize=(HALF_INCHES, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -131,14 +131,14 @@ def draw_truths(names: tuple[str, str], truths: NDArray[np.float32], is_right: N
     figure = Figure(figsize=(HALF_INCHES, 4.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle="--")
-    # What changed is drawn over what did not.
+    # Changed items are drawn on top.
     kinds = [
         (is_right_old == is_right_new, PALE, "no difference"),
         (is_right_old & ~is_right_new, SECOND, f"right in {old_name} alone"),
         (is_right_new & ~is_right_old, ACCENT, f"right in {new_name} alone"),
     ]
     for which, colour, label in kinds:
-        # As one picture, however many they are: a page of a hundred thousand paths does not open.
+        # As one raster image: a browser cannot open a page with a hundred thousand paths.
         old, new = truths[:, which]
         points = axes.scatter(old, new, s=16, color=colour, label=label)
         points.set(edgecolors="white", linewidths=0.4, rasterized=truths.shape[1] > MAX_POINTS)

@@ -1,4 +1,4 @@
-"""The mistakes that a run is surest of, with their pictures."""
+"""A run's most confident mistakes, with their images."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from diptych_serving.preprocessing import PreprocessingSpec
 class Mistake:
     """One wrong answer.
 
-    picture  a data URI, or None
-    alone    name of each condition with one modality -> what it answers
+    picture  the image as a data URI, or None
+    alone    condition with one modality -> its answer
     """
 
     item: Item
@@ -37,7 +37,7 @@ def find_mistakes(
     spec: PreprocessingSpec,
     limit: int = 12,
 ) -> list[Mistake]:
-    """The wrong answers to what the items have, the most confident first."""
+    """The wrong answers to whole items, the most confident first."""
     both = answers["both"]
     confidence = both.probabilities.max(axis=1)
     wrong = np.flatnonzero(~both.is_right(truth))

@@ -1,4 +1,4 @@
-"""The report's sections as numbers, words and figures; the template decides what they look like."""
+"""The report's sections as numbers, texts and figures; the template decides their look."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from diptych.runs.run import HISTORY_FILE, Run
 
 MISSING_SHARES = [step / 10 for step in range(11)]
 COVERAGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-# Above this many categories a matrix no longer fits the page; the commonest confusions are listed anyway.
+# Above this number of categories a matrix does not fit the page; the commonest confusions are listed anyway.
 MAX_MATRIX_LABELS = 24
 NUM_CONFUSIONS = 8
 
 
 def describe_scores(evaluation: Evaluation, test: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The headline: each condition's scores with standard errors, and what guessing would reach."""
+    """The headline: each condition's scores with standard errors, and the score of guessing."""
     rows = []
     for name, scores in test.items():
         probabilities, counted = evaluation.answers[name]
@@ -54,7 +54,7 @@ def describe_scores(evaluation: Evaluation, test: Mapping[str, Mapping[str, Any]
 
 
 def describe_categories(evaluation: Evaluation) -> dict[str, Any]:
-    """Every category's scores, the best first, and what is taken for what."""
+    """Every category's scores, the best first, and the commonest confusions."""
     labels = evaluation.run.labels
     probabilities = evaluation.answers["both"].probabilities
     matrix = metrics.report(probabilities, evaluation.truth, labels)[1]
@@ -74,7 +74,7 @@ def describe_categories(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def describe_confidence(evaluation: Evaluation) -> dict[str, Any]:
-    """Reliability before and after scaling, and what abstaining buys."""
+    """Reliability before and after scaling, and the gain of abstaining."""
     truth, both = evaluation.truth, evaluation.answers["both"]
     temperatures = dict(zip(CONDITIONS, evaluation.run.model.fusion_head.temperature.tolist(), strict=True))
     before, after = (
@@ -113,7 +113,7 @@ def describe_confidence(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def describe_missing(evaluation: Evaluation) -> dict[str, Any] | None:
-    """Accuracy as images, and as texts, go missing; None where the items never have both."""
+    """Accuracy as images, and as texts, go missing; None if no item has both."""
     if evaluation.answers.keys() != CONDITIONS.keys():
         return None
     is_right = {name: answer.is_right(evaluation.truth) for name, answer in evaluation.answers.items()}
@@ -140,7 +140,7 @@ def describe_missing(evaluation: Evaluation) -> dict[str, Any] | None:
 
 
 def draw_curves(run: Run, saved: Mapping[str, Any]) -> Markup | None:
-    """Loss and scores over the epochs; None where the run has no history."""
+    """Loss and scores over the epochs; None if the run has no history."""
     path = run.directory / HISTORY_FILE
     history = json.loads(path.read_text("utf-8")) if path.is_file() else []
     if not history:
@@ -150,7 +150,7 @@ def draw_curves(run: Run, saved: Mapping[str, Any]) -> Markup | None:
 
 
 def describe_cost(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Whatever metrics.json says about training, as words and values: peak_memory_mb -> peak memory, MB."""
+    """The training section of metrics.json, as terms and values: peak_memory_mb -> peak memory, MB."""
     rows: list[tuple[str, str]] = []
     for key, value in section.items():
         name = f"{prefix}{key}"

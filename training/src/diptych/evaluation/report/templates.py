@@ -1,4 +1,4 @@
-"""How the templates beside this file become pages."""
+"""Renders the templates beside this file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render(template: str, **values: Any) -> str:
-    """The page. A value that the template names and nobody gave is an error, not an empty place."""
+    """The page. A value that the template needs and that is missing is an error."""
     environment = Environment(
         loader=PackageLoader("diptych.evaluation.report", "."),
         autoescape=True,

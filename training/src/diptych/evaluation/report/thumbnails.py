@@ -1,4 +1,4 @@
-"""Items' pictures, small enough to lie inside a page."""
+"""Items' images, small enough to be part of a page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ THUMBNAIL_PX = 300  # twice what the page shows, for dense screens and print
 
 
 def thumbnail(item: Item, spec: PreprocessingSpec) -> str | None:
-    """A data URI; None where the item has no picture. Raises InvalidInput for one that cannot be decoded."""
+    """A data URI; None if the item has no image. Raises InvalidInput if it cannot be decoded."""
     picture = open_picture(item.read_image(), spec)
     if picture is None:
         return None
