@@ -1,4 +1,4 @@
-"""What each part is worth: the same config without it, over several seeds, beside simple baselines."""
+"""An ablation: the same config with one part changed, over several seeds, beside simple baselines."""
 
 from __future__ import annotations
 
@@ -51,16 +51,15 @@ Results = Mapping[str, Sequence[Trial]]
 def ablate(configs: Mapping[str, Config], out: Path, seeds: Sequence[int]) -> Results:
     """Train every config with every seed.
 
-    A run that is there already is used where it has the same config and the same items, images included; else
-    it is trained anew.
-    configs  by name, such as `variants` makes them
+    An existing run with the same config and items, images included, is used; others are trained again.
+    configs  by name, as made by `variants`
     """
     data = {repr(config.data): config for config in configs.values()}
     digests = {key: _digest_data(config) for key, config in data.items()}
     for name in ABLATION_FILES:
         (out / name).unlink(missing_ok=True)  # of an earlier ablation
     results: dict[str, list[Trial]] = {name: [] for name in configs}
-    for seed in seeds:  # seed by seed, so that an interrupted ablation holds whole rounds
+    for seed in seeds:  # seed by seed, so that an interrupted ablation holds complete rounds
         for name, config in configs.items():
             directory = out / f"{name.replace(' ', '_')}-{seed}"
             seeded = dataclasses.replace(config, seed=seed)
@@ -74,9 +73,9 @@ def ablate(configs: Mapping[str, Config], out: Path, seeds: Sequence[int]) -> Re
 
 
 def variants(config: Config) -> dict[str, Config]:
-    """Each fusion, each way of balancing, of teaching to miss a modality, and each modality alone.
+    """Each fusion, each balancing, each way to learn absent modalities, and each modality alone.
 
-    What equals the config itself is not there twice.
+    A variant that equals the config is left out.
     """
 
     def trained(**changes: Any) -> Config:
@@ -98,7 +97,7 @@ def variants(config: Config) -> dict[str, Config]:
 
 
 def measure_baselines(run: Run) -> dict[str, dict[str, Any]]:
-    """TF-IDF with logistic regression on the texts, where there are any, and a linear probe on the run's own
+    """TF-IDF with logistic regression on the texts, if there are any, and a linear probe on the run's
     embeddings."""
     data = run.config.data
     if data.test_csv is None:
@@ -133,7 +132,7 @@ def measure_baselines(run: Run) -> dict[str, dict[str, Any]]:
     }
     try:
         tf_idf.fit([item.text for item in train_items], train_truth)
-    except ValueError:  # not one word in all texts, as where there are images only
+    except ValueError:  # no word in all texts, for example if there are only images
         return scores
     answers = tf_idf.predict_proba([item.text for item in test_items])
     answers = _for_all_labels(answers, tf_idf.classes_, num_labels)
@@ -143,7 +142,7 @@ def measure_baselines(run: Run) -> dict[str, dict[str, Any]]:
 def _for_all_labels(
     probabilities: NDArray[np.float64], classes: NDArray[np.int64], num_labels: int
 ) -> NDArray[np.float32]:
-    """(N, num_labels): scikit-learn knows the classes that it saw; 0 for the others.
+    """(N, num_labels) from scikit-learn's probabilities, which lack unseen classes: those get 0.
 
     probabilities  (N, len(classes))
     """
@@ -169,7 +168,7 @@ def _read_trial(directory: Path) -> Trial:
 
 
 def _digest_data(config: Config) -> dict[str, str]:
-    """Of training, validation and test items."""
+    """Fingerprints of training, validation and test items."""
     data = config.data
     if data.test_csv is None:
         raise UserError("an ablation compares test metrics: set data.test_csv")
@@ -182,7 +181,7 @@ def _digest_data(config: Config) -> dict[str, str]:
 
 
 def _is_current(directory: Path, config: Config, digests: Mapping[str, str]) -> bool:
-    """Whether a finished and evaluated run is there, of this config on these items."""
+    """Whether there is a finished and evaluated run of this config on these items."""
     try:
         fingerprint = json.loads((directory / FINGERPRINT_FILE).read_text("utf-8"))
         found = {**fingerprint, "test items": read_metrics(directory)["test_items"]}

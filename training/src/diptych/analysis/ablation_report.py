@@ -1,4 +1,4 @@
-"""An ablation as tables and as a picture."""
+"""An ablation as tables and as a chart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from diptych.evaluation.predict import CONDITION_NAMES
 from diptych_serving.chart_style import PALE
 
 CONDITIONS = tuple(CONDITION_NAMES)
-# What a model that never saw the other modality says to it is noise.
+# A model that was trained without a modality answers it with noise.
 CONDITIONS_OF = {"picture alone": ("image_only",), "words alone": ("text_only",)}
 
 
@@ -43,9 +43,9 @@ def score_table(results: Results, baselines: Mapping[str, Mapping[str, Any]]) ->
 
 
 def balance_table(results: Results, own: str) -> Table:
-    """F1 of each category under each way of balancing, the rarest category first; mean over seeds.
+    """F1 of each category for each balancing, the rarest category first; mean over seeds.
 
-    own  name of the variant that is the config as it stands
+    own  name of the unchanged variant
     """
     columns = {own: results[own]} | {name: t for name, t in results.items() if name.startswith("balance ")}
     num_items = results[own][0].num_items
@@ -61,7 +61,7 @@ def balance_table(results: Results, own: str) -> Table:
 
 
 def plot_ablation(results: Results, baselines: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Accuracy of every seed as a dot, of their mean as a bar; both modalities and each alone."""
+    """Accuracy of every seed as a dot, and the mean as a bar; both modalities and each alone."""
     figure = Figure(figsize=(9.2, 0.42 * (len(results) + len(baselines)) + 1.2), layout="constrained")
     axes = figure.subplots()
     names = [*results, *baselines]
@@ -96,7 +96,7 @@ def plot_ablation(results: Results, baselines: Mapping[str, Mapping[str, Any]], 
 
 
 def _conditions_of(name: str, trials: Sequence[Trial]) -> list[str]:
-    """Those that a variant is judged by: of what it was taught, what the test items have."""
+    """The conditions of a variant: those that it was trained on and that the test items have."""
     taught = CONDITIONS_OF.get(name, CONDITIONS)
     return [condition for condition in taught if condition in trials[0].scores]
 

@@ -1,7 +1,7 @@
 """Cross-validation: each item is answered by a model that was trained without it and its near-duplicates.
 
-OUT/fold-1 ... are runs like any other, and so is OUT/averaged, which is written where backbones are frozen.
-OUT/cross_validation.json comes last: where it is, all is there.
+OUT/fold-1 ... are ordinary runs, as is OUT/averaged, which is written if backbones are frozen.
+OUT/cross_validation.json is written last, so if it exists, everything is complete.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ AVERAGED = "averaged"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Items:
-    """What is cross-validated: the items of all tables, N of them, and the folds that they are in.
+    """The N items of all tables, and their folds.
 
     truth, groups  (N,) int64
     """
@@ -60,10 +60,10 @@ class Items:
 
 
 def cross_validate(config: Config, out: Path, num_folds: int) -> dict[str, Any]:
-    """Train a model for each fold and write what they say to the items that they have not seen.
+    """Train a model for each fold, and write its answers to the items that it was not trained on.
 
-    A fold that is there already, of the same config and items, is not trained again.
-    returns  what cross_validation.json holds
+    An existing fold of the same config and items is not trained again.
+    returns  the content of cross_validation.json
     """
     if out.is_file() or (out / WEIGHTS_FILE).is_file():
         found = "is a file" if out.is_file() else "holds a run"
@@ -119,7 +119,7 @@ def cross_validate(config: Config, out: Path, num_folds: int) -> dict[str, Any]:
 
 
 def _read_items(config: Config, num_folds: int) -> Items:
-    """Of the training, the validation and, where there is one, the test table."""
+    """Items of the training, the validation and, if there is one, the test table."""
     preprocessor = build_preprocessor(config)
     train_items, val_items = read_catalogues(config, preprocessor)
     labels = config.data.labels or labels_of(train_items)
@@ -140,7 +140,7 @@ def _given(splits: tuple[list[Item], list[Item]], *_: object) -> tuple[list[Item
 def _is_current(
     directory: Path, config: Config, train_items: Sequence[Item], val_items: Sequence[Item]
 ) -> bool:
-    """Whether a finished run of this config on these items is there."""
+    """Whether there is a finished run of this config on these items."""
     try:
         found = json.loads((directory / FINGERPRINT_FILE).read_text("utf-8"))
         splits = {"training items": train_items, "validation items": val_items}
@@ -153,7 +153,7 @@ def _is_current(
 def _answer_out_of_fold(
     data: Items, directories: Sequence[Path]
 ) -> tuple[dict[str, Answers], dict[str, float]]:
-    """What each fold's model says to the items that it has not seen, and the temperatures for all items.
+    """Each fold's answers to its held-out items, and the temperatures for all items.
 
     A fold's answers are calibrated with the items of the other folds.
     """
@@ -222,7 +222,7 @@ def _score_fold(data: Items, answers: Mapping[str, Answers], fold: Fold) -> dict
 
 
 def _write_answers(data: Items, probabilities: NDArray[np.float32], path: Path) -> None:
-    """One row an item: where it is, its group and fold, and what was said to it with all that it has."""
+    """One row for each item: its place, group and fold, and the answer to the whole item."""
     fold_of = np.zeros(len(data.items), np.int64)
     for number, fold in enumerate(data.folds, start=1):
         fold_of[fold.held_out] = number

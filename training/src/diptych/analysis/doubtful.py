@@ -1,4 +1,4 @@
-"""Doubtful labels: items whose category a model that never saw them finds unlikely."""
+"""Finds doubtful labels: items whose category is unlikely for a model that was not trained on them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CLEANLAB_IS_MISSING = "cleanlab, which finds doubtful labels, is not installed: 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Suspect:
-    """An item with the label that it was given and the one that the model would give."""
+    """An item with its label and the model's label."""
 
     item: Item
     suggested: str
@@ -55,10 +55,10 @@ def has_cleanlab() -> bool:
 
 
 def find_suspects(config: Config) -> list[Suspect]:
-    """The training and validation items that confident learning takes for mislabelled, the worst first.
+    """The training and validation items that confident learning finds mislabelled, the worst first.
 
-    A linear probe on the pretrained backbones, never fine-tuned on these labels, answers each item from the
-    folds that it is not in. Raises UserError where cleanlab is missing.
+    A linear probe on the pretrained backbones answers each item, trained on the other folds. Raises
+    UserError where cleanlab is missing.
     """
     if not has_cleanlab():
         raise UserError(CLEANLAB_IS_MISSING)
@@ -84,11 +84,11 @@ def rank_suspects(
     truth: NDArray[np.int64],
     probabilities: NDArray[np.floating[Any]],
 ) -> list[Suspect]:
-    """Those of the items whose label is probably wrong, the worst first (Northcutt et al., 2021).
+    """The items whose label is probably wrong, the worst first (Northcutt et al., 2021).
 
     truth          (N,)   int64
-    probabilities  (N, C) of models that were trained without the item; 0 where they never saw the label,
-                   and then they cannot judge it
+    probabilities  (N, C) of models that were trained without the item; 0 for labels that they never saw,
+                   which they cannot judge
     """
     from cleanlab.filter import find_label_issues
 
@@ -98,7 +98,7 @@ def rank_suspects(
         return []
     kept = probabilities[np.ix_(judged, found)]
     kept = kept / kept.sum(axis=1, keepdims=True)
-    # One process: cleanlab forks by default, which can hang beside torch's threads.
+    # One process: cleanlab forks by default, which can hang with torch's threads.
     worst_first = find_label_issues(compact, kept, return_indices_ranked_by="self_confidence", n_jobs=1)
     return [
         _suspect(items[index], labels, int(truth[index]), probabilities[index])
@@ -108,7 +108,7 @@ def rank_suspects(
 
 
 def _judgeable(items: Sequence[Item]) -> tuple[list[Item], int]:
-    """The items whose category has others, so that a model can know it, and how many folds that allows."""
+    """The items whose category has other items, and the number of folds that this allows."""
     counts = Counter(item.category for item in items)
     if alone := sorted(category for category, count in counts.items() if count == 1):
         warn(f"not judged, because each is the only item of its category: {', '.join(alone)}")
@@ -125,7 +125,7 @@ def linear_probe() -> object:
 
 
 def probe_features(embeddings: Embeddings) -> NDArray[np.float32]:
-    """(N, D_image + D_text) float32: both embeddings side by side, of unit length; zeros where absent."""
+    """(N, D_image + D_text) float32: both embeddings side by side, of unit length; zeros if absent."""
     parts = [
         np.where(present[:, None], part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-6), 0)
         for part, present in (
@@ -137,7 +137,7 @@ def probe_features(embeddings: Embeddings) -> NDArray[np.float32]:
 
 
 def write_suspects(suspects: Sequence[Suspect], path: Path) -> None:
-    """All of them as CSV, for whoever goes through the labels."""
+    """Write all of them as CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("place", "description", "category", "probability", "suggested", "its_probability"))
@@ -152,7 +152,7 @@ def write_suspects(suspects: Sequence[Suspect], path: Path) -> None:
 def plot_suspects(
     suspects: Sequence[Suspect], spec: PreprocessingSpec, path: Path, num_columns: int = 5
 ) -> None:
-    """A sheet of pictures, each with its words, its label and the one that it should perhaps have."""
+    """A sheet of images, each with its text, its label and the suggested label."""
     num_rows = max(1, -(-len(suspects) // num_columns))
     figure = Figure(figsize=(COLUMN_INCHES * num_columns, 3.1 * num_rows), layout="constrained")
     grid = figure.subplots(num_rows, num_columns, squeeze=False)
@@ -162,7 +162,7 @@ def plot_suspects(
         picture = open_picture(suspect.item.read_image(), spec)
         if picture is not None:
             axes.imshow(picture)
-        # A line each, so that a long label hides neither and a label in Arabic turns nothing round.
+        # One line each, so that long labels do not overlap and right-to-left labels do not change the order.
         item, suggested = suspect.item, suspect.suggested
         lines = (item.text or "no text", f"labelled {item.category}", f"rather {suggested}")
         axes.set_title("\n".join(fit(line, COLUMN_INCHES - 0.2, size=9) for line in lines), fontsize=9)

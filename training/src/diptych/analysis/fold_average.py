@@ -1,4 +1,4 @@
-"""The folds' models as one run: their frozen backbones, and the mean of their trained weights.
+"""Makes one run from the folds' models: their frozen backbones, and the mean of their trained weights.
 
 Weights can be averaged only because all folds start from the same ones. docs/results.md compares the mean
 with single models.
@@ -42,15 +42,14 @@ def write_average(
 ) -> None:
     """Write the run OUT from the runs of the folds.
 
-    The averaged model has seen every item, so no item's label can calibrate it. Its temperatures start from
-    those of the folds' models, which are fitted on answers to items that the answering model has not seen. As
-    averaging makes logits smaller, each is multiplied by the ratio of their sizes over all items. The ratio
-    needs no label, and both sides have seen an item equally often: all folds but one were trained on it.
+    The averaged model has seen every item, so no label can calibrate it. Its temperatures start from those of
+    the folds' models, which are fitted on held-out items. Averaging makes logits smaller, so each temperature
+    is multiplied by the ratio of their sizes over all items, which needs no labels.
 
-    held_out      the items of each fold; the run keeps some of all of them as its examples
+    held_out      the items of each fold; the run keeps some of each as examples
     temperatures  by condition, for the folds' models
-    out_of_fold   scores of the folds' models by condition. metrics.json repeats them under this name, and has
-                  none of the averaged model itself, because every item was in its training
+    out_of_fold   scores of the folds' models by condition. metrics.json repeats them; it has no scores of
+                  the averaged model, because every item was in its training
     """
     _require_same_start(directories)
     with begin_run(out) as directory:
@@ -81,12 +80,12 @@ def write_average(
 
 
 def average_weights(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each tensor over models that have the same names."""
+    """The mean of each tensor over models with the same tensor names."""
     return {name: torch.stack([each[name] for each in models]).mean(dim=0) for name in models[0]}
 
 
 def _embed(run: Run, parts: Sequence[Sequence[Item]]) -> Embeddings:
-    """Of all parts, in order. They are in the cache: the folds' models have answered them."""
+    """Embeddings of all parts, in order. They are already in the cache."""
     num_workers = run.config.train.num_workers
     embedded = [
         embed_items_once(run.model, part, run.preprocessor, title="held-out items", num_workers=num_workers)
@@ -96,9 +95,9 @@ def _embed(run: Run, parts: Sequence[Sequence[Item]]) -> Embeddings:
 
 
 def _spread(model: Classifier, weights: Mapping[str, Tensor], embeddings: Embeddings) -> dict[str, float]:
-    """By condition, the standard deviation of an item's logits around their mean, over all items together.
+    """By condition, the standard deviation of an item's logits around their mean, over all items.
 
-    Where no item meets a condition, that of the items as they are.
+    A condition without items gets that of the whole items.
     """
     model.load_state_dict(weights, strict=False)
     has_image, has_text = embeddings.image_present, embeddings.text_present
@@ -113,7 +112,7 @@ def _spread(model: Classifier, weights: Mapping[str, Tensor], embeddings: Embedd
 
 
 def _require_same_start(directories: Sequence[Path]) -> None:
-    """Folds of an earlier command may have started from another version of a weight package."""
+    """Raise UserError if folds started from different weights, such as another weight package."""
     starts = [
         json.loads((each / FINGERPRINT_FILE).read_text("utf-8"))[STARTING_WEIGHTS] for each in directories
     ]

@@ -1,4 +1,4 @@
-"""Simple models over the same folds: what a cross-validated model has to beat."""
+"""Simple baselines on the same folds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINEAR_PROBE, TF_IDF = "linear probe", "TF-IDF, logistic regression"
 
 
 def tf_idf() -> object:
-    """Logistic regression on words and pairs of words."""
+    """Logistic regression on words and word pairs."""
     return make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=500)
     )
@@ -33,7 +33,7 @@ def tf_idf() -> object:
 def answer_baselines(
     config: Config, items: Sequence[Item], truth: NDArray[np.int64], folds: Sequence[Fold]
 ) -> dict[str, dict[str, Answers]]:
-    """By baseline and condition. The probe has the pretrained backbones, one probe for each condition."""
+    """Answers by baseline and condition. The probe on pretrained backbones is one for each condition."""
     torch.manual_seed(config.seed)  # backbones may be random
     num_labels = int(truth.max()) + 1
     model = build_classifier(config.image, config.text, config.fusion, num_labels)

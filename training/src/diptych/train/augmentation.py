@@ -1,4 +1,4 @@
-"""Training-time variation of pictures and words, only such that a product stays the product it is."""
+"""Augments images and texts in training, without changes that could change the label."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WHITE = 255
 
 
 class AugmentedItems(Dataset[tuple[Inputs, int]]):
-    """Items of another dataset, varied by a random state of their own: seed, epoch and index decide it."""
+    """Items of another dataset, augmented with a random state from seed, epoch and index."""
 
     def __init__(self, items: Dataset[tuple[Inputs, int]], config: AugmentConfig, *, seed: int, epoch: int):
         self._items = items
@@ -50,9 +50,9 @@ class AugmentedItems(Dataset[tuple[Inputs, int]]):
 
 
 def drop_tokens(input_ids: Tensor, attention_mask: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-    """Leave out a random share of each text's tokens and close the gaps.
+    """Drop a random share of each text's tokens and close the gaps.
 
-    The first and the last token, which mark the text's ends, stay, and so does at least one between them.
+    The first and the last token, which mark the text's ends, stay, and at least one between them.
 
     input_ids, attention_mask  (B, L) int64, padding on the right
     """

@@ -1,7 +1,7 @@
 """Which items an epoch takes, in which order, in which batches: pure functions of seed and epoch.
 
-Everything random about an item is drawn for all items at once, so that it depends neither on how many
-processes or workers share the epoch, nor on whether the run was interrupted.
+Random numbers of items are drawn for all items at once, so that they depend neither on the number of
+processes or workers, nor on interruptions.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """What one process puts through the model at once.
+    """One batch of one process.
 
     items      indices into the training items
-    step_size  items of the whole optimizer step, over all its micro-batches and processes
+    step_size  items of the whole optimizer step, in all its micro-batches and processes
     ends_step  whether the optimizer steps after it
     """
 
@@ -30,7 +30,7 @@ class MicroBatch:
 class Epoch:
     """One pass over the training items.
 
-    chance  (N,) float32 in [0, 1): decides what each item loses to modality dropout
+    chance  (N,) float32 in [0, 1): decides the modality dropout of each item
     """
 
     number: int
@@ -41,10 +41,10 @@ class Epoch:
     def micro_batches(
         self, *, batch_size: int, accumulate: int, rank: int = 0, num_processes: int = 1
     ) -> list[MicroBatch]:
-        """This process's part of the epoch. All processes take equally many steps.
+        """This process's part of the epoch. All processes take the same number of steps.
 
-        A step's items are dealt out to processes and micro-batches as evenly as possible. A last step with
-        fewer items than there are places is left out; the order differs in each epoch, so nothing is lost.
+        A step's items are divided evenly among processes and micro-batches. A last step with too few items is
+        dropped; the order differs in each epoch, so every item is used.
         """
         places = num_processes * accumulate
         micro_batches = []
@@ -61,7 +61,7 @@ class Epoch:
 
 
 def plan_epoch(number: int, *, num_items: int, seed: int, weights: Tensor | None = None) -> Epoch:
-    """Shuffle the items, or where weights are given draw as many of them with replacement."""
+    """Shuffle the items; with weights, draw the same number with replacement."""
     generator = torch.Generator().manual_seed(seed * 100_003 + number)
     if weights is None:
         order = torch.randperm(num_items, generator=generator)
@@ -72,7 +72,7 @@ def plan_epoch(number: int, *, num_items: int, seed: int, weights: Tensor | None
 
 
 def num_steps(num_items: int, batch_size: int, places: int) -> int:
-    """Optimizer steps of an epoch, as `micro_batches` makes them."""
+    """Number of optimizer steps in an epoch."""
     whole, rest = divmod(num_items, batch_size)
     return max(1, whole + (rest >= places)) if num_items else 0
 
@@ -80,7 +80,7 @@ def num_steps(num_items: int, batch_size: int, places: int) -> int:
 def balancing_weights(truth: Tensor, num_labels: int) -> Tensor:
     """(C,) float32, proportional to one over the root of each label's frequency; 1 on average over items.
 
-    truth  (N,) int64. The square root because full inversion makes the rarest label's noise the loudest.
+    truth  (N,) int64. The square root, because a full inversion amplifies the noise of the rarest label.
     """
     counts = torch.bincount(truth, minlength=num_labels).clamp(min=1).float()
     weights = counts.rsqrt()

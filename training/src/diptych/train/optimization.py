@@ -1,4 +1,4 @@
-"""How weights are fitted: the training section of the config, and the optimizer that it describes."""
+"""The optimizer, and which epoch's weights are kept."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from diptych.models.classifier import Classifier
 
 
 def is_kept(scores: Mapping[str, float], history: Sequence[Mapping[str, float]], config: TrainConfig) -> bool:
-    """Whether an epoch's weights take the place of all before it. Of equals the first stays.
+    """Whether an epoch's weights replace the earlier ones. Of equal epochs the first is kept.
 
-    scores   what the epoch reached on the validation items
-    history  the same of the epochs before it
+    scores   the epoch's scores on the validation items
+    history  scores of the earlier epochs
     """
     if config.keep == "last":
         return True

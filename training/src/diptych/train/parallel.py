@@ -1,4 +1,4 @@
-"""One process or many: what they tell one another. `accelerate launch` or `torchrun` starts them."""
+"""Communication between training processes, which `accelerate launch` or `torchrun` starts."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ T = TypeVar("T")
 
 def start_accelerator(precision: MixedPrecision) -> Accelerator:
     """Join the other processes, if there are any, and find the device."""
-    # It is a singleton that refuses another precision; a process may train more than one run.
+    # The accelerator is a singleton with one precision, but a process may train several runs.
     AcceleratorState._reset_state()
     return Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision={"fp32": "no"}.get(name := choose_mixed_precision(precision), name),
-        # A batch without a single picture or a single text leaves an encoder unused.
+        # A batch without any image, or any text, leaves an encoder unused.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
 
 
 def is_main_process() -> bool:
-    """Whether this process, of all that train together, is the one that writes and prints."""
+    """Whether this process is the one that writes and prints."""
     return bool(PartialState().is_main_process)
 
 
 def choose_mixed_precision(precision: MixedPrecision) -> Literal["fp32", "bf16", "fp16"]:
     """'auto' is 16-bit on GPUs and fp32 on CPUs.
 
-    Training in bf16 on two cores with avx512_bf16 took 1.7 times as long as in fp32 (EfficientNet-Lite0
-    with MiniLM-L6, batches of 32, torch 2.12.1; one run, on a machine that others used).
+    On CPUs training in bf16 was slower: 1.7 times the time of fp32 on two shared cores with avx512_bf16
+    (EfficientNet-Lite0 with MiniLM-L6, batches of 32, torch 2.12.1; one run).
     """
     if precision != "auto":
         return precision
@@ -48,7 +48,7 @@ def choose_mixed_precision(precision: MixedPrecision) -> Literal["fp32", "bf16",
 
 
 def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
-    """Run `make` in the main process alone; all get its result, or raise its UserError."""
+    """Run `make` in the main process only; all get its result, or raise its UserError."""
     outcome: list[T | UserError | None] = [None]
     if accelerator.is_main_process:
         try:
@@ -65,7 +65,7 @@ def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
 
 
 def gather_interleaved(accelerator: Accelerator, mine: Tensor) -> Tensor:
-    """All rows in order, where process r holds rows r, r + P, r + 2P and so on of (N, ...)."""
+    """All rows of (N, ...) in order; process r holds rows r, r + P, r + 2P, ..."""
     if accelerator.num_processes == 1:
         return mine
     parts: list[Tensor] = gather_object([mine.cpu()])

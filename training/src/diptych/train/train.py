@@ -45,11 +45,11 @@ ReadItems = Callable[[Config, Preprocessor], tuple[list[Item], list[Item]]]
 
 
 def train(config: Config, out: Path, read_items: ReadItems | None = None) -> Run:
-    """Fit one model and write its run directory; an interrupted run of the same config is resumed.
+    """Train one model and write its run directory. An interrupted run of the same config is resumed.
 
-    All of it happens in RUN/unfinished, which takes RUN's place as one when the run is finished.
+    Files are written to RUN/unfinished, which replaces RUN when the run is finished.
 
-    read_items  gives the training and the validation items; default: those of the config's tables
+    read_items  returns the training and validation items; default: those of the config's tables
     """
     accelerator = start_accelerator(config.train.precision)
     torch.manual_seed(config.seed)
@@ -57,7 +57,7 @@ def train(config: Config, out: Path, read_items: ReadItems | None = None) -> Run
         directory = out / UNFINISHED
         from_main(accelerator, lambda: stack.enter_context(begin_run(out)))
 
-        # Load. One process reads and judges the catalogues, all get the items.
+        # Load. One process reads and checks the tables, all get the items.
         preprocessor = build_preprocessor(config)
         train_items, val_items = from_main(
             accelerator, lambda: (read_items or read_catalogues)(config, preprocessor)
@@ -85,7 +85,7 @@ def train(config: Config, out: Path, read_items: ReadItems | None = None) -> Run
                 if accelerator.is_main_process:
                     log_to_tensorboard(directory, position.history[-1])
 
-        # Calibrate and save. The main process does it.
+        # Calibrate and save, in the main process.
         trainer.take_best()
         if accelerator.is_main_process:
             with describe_failed_writing(out):
@@ -102,7 +102,7 @@ def write_run(
     val_items: Sequence[Item],
     accelerator: Accelerator,
 ) -> None:
-    """Calibrate the trained model, and write everything of the run into its directory."""
+    """Calibrate the trained model, and write all files of the run."""
     model, directory = run.model, run.directory
     truth = torch.tensor([run.labels.index(item.category) for item in val_items])
     embeddings = embed_items_once(
@@ -140,7 +140,7 @@ def write_run(
 
 @contextlib.contextmanager
 def describe_failed_writing(out: Path) -> Iterator[None]:
-    """A full disk as a UserError. What is there already, a checkpoint or an earlier run, stays."""
+    """Turn a full disk into a UserError. A checkpoint or an earlier run stays."""
     try:
         yield
     except OSError as error:
@@ -151,12 +151,12 @@ def describe_failed_writing(out: Path) -> Iterator[None]:
 
 
 def build_preprocessor(config: Config) -> Preprocessor:
-    """What turns a run's items into tensors, within the limits of training."""
+    """The preprocessor of a run, with the limits of training."""
     return Preprocessor(config.spec, tokenizer_json(config.text))
 
 
 def read_catalogues(config: Config, preprocessor: Preprocessor) -> tuple[list[Item], list[Item]]:
-    """Training and validation items. A validation category that training never saw is an error."""
+    """Training and validation items. A validation category without training items is an error."""
     data = config.data
     if data.labels is not None:
         check_labels(data.labels, "data.labels")
@@ -176,7 +176,7 @@ def embed_validation(
     accelerator: Accelerator,
     config: Config,
 ) -> Embeddings:
-    """From the cache where backbones are frozen; else each process embeds its share."""
+    """From the cache if backbones are frozen; else each process embeds its share."""
     if config.train.freeze_backbones:
         with accelerator.main_process_first():
             return embed_items_once(
@@ -209,7 +209,7 @@ def log_to_tensorboard(out: Path, record: dict[str, float]) -> None:
 
 
 def peak_memory_mb() -> int:
-    """Of the GPU where there is one, else of this process."""
+    """Of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)

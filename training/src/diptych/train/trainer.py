@@ -1,4 +1,4 @@
-"""The moving parts of training: optimizer steps, what they leave in a checkpoint, the best weights so far."""
+"""Makes the optimizer steps, saves and restores checkpoints, keeps the best weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from diptych_serving.progress import Advance, console
 
 @dataclasses.dataclass(kw_only=True)
 class Position:
-    """How far a run has come. `step` counts the optimizer steps of `epoch` that are done."""
+    """The position of a run. `step` is the number of finished optimizer steps of `epoch`."""
 
     epoch: int = 1
     step: int = 0
@@ -45,9 +45,9 @@ class Position:
 
 
 class Trainer:
-    """Trains run.model in place, alone or as one of many processes that see the same steps.
+    """Trains run.model in place, alone or as one of several processes.
 
-    fingerprint  of all that the run depends on, for its checkpoints
+    fingerprint  of everything that the run depends on, for its checkpoints
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class Trainer:
 
     @property
     def judged(self) -> Classifier:
-        """The model whose weights count: the average where there is one."""
+        """The model to evaluate and keep: the averaged one, if there is one."""
         return cast(Classifier, self._average.module) if self._average else self._run.model
 
     @property
     def is_finished(self) -> bool:
-        """All epochs done, or none of the last `patience` was better."""
+        """Whether all epochs are done, or none of the last `patience` was better."""
         done = self.position.epoch - 1
         patience = self._config.patience
         return done >= self._config.epochs or bool(patience and done - self.position.best_epoch >= patience)
@@ -138,7 +138,7 @@ class Trainer:
         position.seconds += time.perf_counter() - started
 
     def _parts(self, epoch: Epoch) -> list[MicroBatch]:
-        """This process's micro-batches, without those of steps that were done before an interruption."""
+        """This process's micro-batches, without the steps before an interruption."""
         parts = epoch.micro_batches(
             batch_size=self._config.batch_size,
             accumulate=self._config.accumulate,
@@ -169,35 +169,35 @@ class Trainer:
                 for logits, present in zip(views[1:], (batch.image_present, batch.text_present), strict=True)
             )
             loss_sum = whole + self._config.alone_loss * (image_alone + text_alone)
-            # Processes average their gradients; a step's gradient is the mean over all its items.
+            # Processes average their gradients, so a step's gradient is the mean over all its items.
             accelerator.backward(loss_sum * accelerator.num_processes / part.step_size)
-        # A loss of one modality alone that is not finite shows here too.
+        # This also finds a non-finite loss of one modality alone.
         position.loss_sum += whole.item() + 0 * loss_sum.item()
         position.num_correct += int((views[0].argmax(1) == truth).sum())
         position.num_seen += len(truth)
 
     def _loss_sum(self, logits: Tensor, truth: Tensor) -> Tensor:
-        """Cross-entropy, summed over items; 0 where there is none."""
+        """Cross-entropy, summed over items; 0 if there are none."""
         weight = self._label_weights.to(truth.device) if self._config.balance == "weights" else None
         smoothing = self._config.label_smoothing
         return F.cross_entropy(logits, truth, weight, label_smoothing=smoothing, reduction="sum")
 
     def _seed_step(self) -> None:
-        """Dropout depends on the step, not on how the run came to it."""
+        """Seed dropout by the step, so that a resumed run is identical."""
         step = self.position.epoch * self.steps_per_epoch + self.position.step
         torch.manual_seed(
             (self._run.config.seed * 1_000_003 + step) * 1_009 + self._accelerator.process_index
         )
 
     def _sum_over_processes(self, value: float) -> float:
-        """So that all processes come to one decision."""
+        """The sum over all processes, so that all decide the same."""
         if self._accelerator.num_processes == 1:
             return value
         mine = torch.tensor(value, dtype=torch.float64, device=self._accelerator.device)
         return float(self._accelerator.reduce(mine, reduction="sum").item())
 
     def _require_finite(self, loss: float, name: str) -> None:
-        """Stop a run that has diverged. Its checkpoint goes: it could only diverge again."""
+        """Stop a run that has diverged, and delete its checkpoint: it would diverge again."""
         if math.isfinite(loss):
             return
         if self._accelerator.is_main_process:
@@ -211,9 +211,9 @@ class Trainer:
         )
 
     def finish_epoch(self, scores: dict[str, float]) -> None:
-        """Record what the epoch was worth, keep its weights if they are the ones to keep, and save.
+        """Record the epoch's scores, keep its weights if they are better, and save.
 
-        raises  UserError where the validation loss is not finite
+        raises  UserError if the validation loss is not finite
         """
         position = self.position
         self._require_finite(scores["val_loss"], "validation loss")
@@ -235,13 +235,13 @@ class Trainer:
         self.save()
 
     def take_best(self) -> Classifier:
-        """The model with the best weights, free of what training wrapped around it."""
+        """The model with the best weights, without training wrappers."""
         model: Classifier = self._accelerator.unwrap_model(self._model, keep_fp32_wrapper=False)
         model.load_state_dict(self._best_weights, strict=not self._config.freeze_backbones)
         return model.cpu()
 
     def save(self) -> None:
-        """Write all that `restore` needs."""
+        """Write everything that `restore` needs."""
         if not self._accelerator.is_main_process:
             return
         state = {
@@ -272,22 +272,22 @@ class Trainer:
         console.print(f"Resuming at epoch {self.position.epoch}, step {self.position.step}.")
 
     def _trained(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Without backbones that do not change."""
+        """The state without frozen backbones."""
         if not self._config.freeze_backbones:
             return weights
         return without_backbones(weights)
 
 
 def without_backbones(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A classifier's tensors but for those of its backbones."""
+    """A classifier's tensors except those of its backbones."""
     return {name: tensor for name, tensor in weights.items() if ".backbone." not in name}
 
 
 def drop_modalities(batch: Inputs | Embeddings, chance: Tensor, config: TrainConfig) -> Inputs | Embeddings:
-    """Take the picture from some items and the words from others, never both from one.
+    """Remove the image of some items and the text of others, never both of one.
 
-    chance  (B,) float32 in [0, 1): below drop_image the picture goes, above 1 - drop_text the words.
-            An item that has only one modality keeps it.
+    chance  (B,) float32 in [0, 1): below drop_image the image is removed, above 1 - drop_text the text.
+            An item with one modality keeps it.
     """
     lose_image = (chance < config.drop_image) & batch.text_present
     lose_text = (chance >= 1 - config.drop_text) & batch.image_present & ~lose_image
@@ -295,7 +295,7 @@ def drop_modalities(batch: Inputs | Embeddings, chance: Tensor, config: TrainCon
 
 
 def freeze_batch_norm(backbone: nn.Module) -> None:
-    """Let batch norms normalise with what they know, instead of with the batch."""
+    """Let batch norms use their stored statistics instead of the batch's."""
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()

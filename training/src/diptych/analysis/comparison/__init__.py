@@ -1,1 +1,1 @@
-"""Two models and the same items: asked, counted, and shown on a page."""
+"""Compares two models on the same items: answers, numbers, page."""

@@ -1,4 +1,4 @@
-"""Asks two models about the same items: two runs in this process, or two versions on a server."""
+"""Compares two models on the same items: two runs in this process, or two versions on a server."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def compare_runs(
 ) -> Comparison:
     """Ask both about every item.
 
-    catalogue  a table of items, its categories may be empty; None: the test set of `old`
-    raises     UserError for rows that either run would refuse, unless they are to be left out
+    catalogue  a table of items, with or without categories; None: the test set of `old`
+    raises     UserError for rows that a run refuses, unless they are skipped
     """
     data = old.config.data
     table = catalogue or data.test_csv
@@ -54,7 +54,7 @@ def compare_versions(
     public_key: Path | None = None,
     on_undone: Callable[[str], object] = lambda _: None,
 ) -> Comparison:
-    """Ask a running server's version and another one about every item; `shadow` says how.
+    """Send every item to a running server's version and to another one, with `shadow`.
 
     skip_bad_rows  leave unusable rows out, instead of stopping before anything is loaded
     raises         UserError
@@ -65,7 +65,7 @@ def compare_versions(
         needs_category=False,
         preprocessors=[preprocessor_of(repository, version)],
         skip_bad_rows=skip_bad_rows,
-        check_images=False,  # what a version refuses is part of the comparison
+        check_images=False,  # refused items are part of the comparison
     )
     old, new = shadow(
         repository,

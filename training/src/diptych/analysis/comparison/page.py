@@ -1,4 +1,4 @@
-"""Puts a comparison on one page, with everything that the page needs inside it."""
+"""Writes a comparison as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from diptych.evaluation.report.templates import render
 from diptych.evaluation.report.thumbnails import thumbnail
 from diptych_serving.preprocessing import InvalidInput, PreprocessingSpec
 
-CARDS_AT_MOST = 24  # of each kind; a page of thousands is not looked at
+CARDS_AT_MOST = 24  # of each kind; nobody reads a page of thousands
 MOVES_AT_MOST = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Card:
-    """One disagreement: the item, and what either side says with which probability.
+    """One disagreement: the item, and each side's answer with its probability.
 
-    picture  a data URI, or None
+    picture  the image as a data URI, or None
     """
 
     item: Item
@@ -40,8 +40,8 @@ def write_comparison(
 ) -> None:
     """Write the page.
 
-    spec   how pictures are read
-    notes  what was compared, as terms and values
+    spec   preprocessing for the images
+    notes  terms and values at the top of the page
     """
     old, new = comparison.old, comparison.new
     kinds = {"lost": comparison.lost, "won": comparison.won, "undecided": comparison.undecided}
@@ -88,12 +88,12 @@ def _cards(comparison: Comparison, indices: Sequence[int], spec: PreprocessingSp
 def _picture(item: Item, spec: PreprocessingSpec) -> str | None:
     try:
         return thumbnail(item, spec)
-    except InvalidInput:  # one side at least has refused it
+    except InvalidInput:  # at least one side refused it
         return None
 
 
 def _draw(comparison: Comparison) -> str | None:
-    """The probability of the truth on either side; without truths there is no such figure."""
+    """The probability of the truth on each side; None without known categories."""
     known, sides = np.flatnonzero(comparison.has_truth).tolist(), (comparison.old, comparison.new)
     if not known:
         return None
@@ -107,7 +107,7 @@ def _draw(comparison: Comparison) -> str | None:
 
 
 def _refusals(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """(where the item is, who refused it, why)"""
+    """(place of the item, the side that refused it, the reason)"""
 
     def of(side: Side) -> list[tuple[int, str, str]]:
         return [(index, side.name, reason) for index, reason in side.refusals.items()]

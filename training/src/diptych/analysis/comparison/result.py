@@ -1,4 +1,4 @@
-"""What two models say to the same items, in numbers. Not how they are asked, nor how it is drawn."""
+"""Two models' answers to the same items, in numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diptych_serving.release.answers import REFUSED, Side
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Share:
-    """How many of the items of one category each side puts into it."""
+    """The number of a category's items that each side puts into it."""
 
     category: str
     num_items: int
@@ -26,7 +26,7 @@ class Share:
 
     @property
     def change(self) -> float:
-        """In the share that is right, -1 to 1."""
+        """Change of the share that is right, -1 to 1."""
         return (self.num_right_new - self.num_right_old) / self.num_items
 
 
@@ -49,46 +49,46 @@ class Comparison:
         return np.array([old == new for old, new in zip(self.old.answers, self.new.answers, strict=True)])
 
     def is_right(self, side: Side) -> NDArray[np.bool_]:
-        """(N,) false too where the category is not known."""
+        """(N,) also false if the category is unknown."""
         pairs = zip(self.items, side.answers, strict=True)
         return np.array([bool(item.category) and item.category == answer for item, answer in pairs])
 
     def accuracy(self, side: Side) -> float | None:
-        """Over the items whose category is known; None where there is none."""
+        """Over the items with a known category; None if there are none."""
         return float(self.is_right(side)[self.has_truth].mean()) if self.has_truth.any() else None
 
     @cached_property
     def lost(self) -> list[int]:
-        """Items that the old side has right and the new side has not, the most telling first."""
+        """Items that only the old side has right, the largest change first."""
         return self._ranked(self.is_right(self.old) & ~self.is_right(self.new))
 
     @cached_property
     def won(self) -> list[int]:
-        """Items that the new side has right and the old side has not, the most telling first."""
+        """Items that only the new side has right, the largest change first."""
         return self._ranked(self.is_right(self.new) & ~self.is_right(self.old))
 
     @cached_property
     def undecided(self) -> list[int]:
-        """Other items with two answers, both wrong or of an unknown category, the most telling first."""
+        """Other items with different answers, the largest change first."""
         return self._ranked(~self.is_same & ~self.is_right(self.old) & ~self.is_right(self.new))
 
     @property
     def chance(self) -> float | None:
-        """How likely so uneven a split of wins and losses is if both are equally good: McNemar's test in its
-        exact form, which is a sign test on the items that one side alone has right. None without any.
+        """The p-value of wins and losses if both sides are equally good: the exact McNemar test, a sign test
+        on the items that only one side has right. None without such items.
         """
         decided = len(self.lost) + len(self.won)
         return float(binomtest(len(self.won), decided).pvalue) if decided else None
 
     @property
     def moves(self) -> list[tuple[str, str, int]]:
-        """(old label, new label, how many items), the most frequent first."""
+        """(old label, new label, number of items), the most frequent first."""
         pairs = zip(self.old.answers, self.new.answers, strict=True)
         return [(*pair, count) for pair, count in Counter(p for p in pairs if p[0] != p[1]).most_common()]
 
     @property
     def categories(self) -> list[Share]:
-        """Every known category, what was lost most first."""
+        """Every known category, the largest loss first."""
         right_old, right_new = self.is_right(self.old), self.is_right(self.new)
         shares = []
         for category in sorted({item.category for item in self.items} - {""}):
@@ -107,8 +107,8 @@ class Comparison:
         return sorted(np.flatnonzero(which).tolist(), key=self._distance, reverse=True)
 
     def _distance(self, index: int) -> float:
-        """How much of the probability the two labels hold on one side and not on the other, 0 to 2: two sure
-        answers that contradict each other tell most. A refusal on one side alone tells as much."""
+        """The change in probability of the two labels, 0 to 2: most for two confident, different answers. A
+        refusal on one side counts as much."""
         old, new = self.old.answers[index], self.new.answers[index]
         if REFUSED in (old, new):
             return 2.0
