@@ -1,4 +1,4 @@
-"""Pictures of a run: latency against offered load, with the knee; and both over time."""
+"""Charts of a run: latency against offered load, with the knee; and both over time."""
 
 from __future__ import annotations
 

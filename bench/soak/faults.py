@@ -29,12 +29,13 @@ CALLER = """
 import sys, threading
 from diptych_client import Client
 client = Client(sys.argv[1], timeout_s=60)
-client.wait_until_ready()
-print("calling", flush=True)
+client.wait_until_ready(90)
 def call():
     while True:
-        client.classify(text="a swan")
-for _ in range(16): threading.Thread(target=call).start()
+        client.classify(text="a red cat")
+for _ in range(16):
+    threading.Thread(target=call).start()
+print("calling", flush=True)
 """
 
 
@@ -135,8 +136,12 @@ class Faults:
                 )
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         for _ in range(NUM_CALLERS):
-            command = [sys.executable, "-c", CALLER, url]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as caller:
-                assert caller.stdout is not None
-                caller.stdout.readline()
-                caller.kill()
+            vanish(url)
+
+
+def vanish(url: str) -> None:
+    """A process of 16 callers, killed in the middle of their requests."""
+    with subprocess.Popen([sys.executable, "-c", CALLER, url], stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout is not None
+        assert caller.stdout.readline() == "calling\n"
+        caller.kill()

@@ -221,7 +221,7 @@ def test_open_loop_latency_counts_the_wait_for_a_stalled_server_and_closed_loop_
     assert longest_ms > 900 * PAUSE_S
 
 
-def test_a_step_load_on_a_server_of_its_own_ends_with_the_knee_and_its_picture(
+def test_a_step_load_on_a_server_of_its_own_ends_with_the_knee_and_its_chart(
     exported_repository, catalogue, slo, tmp_path
 ):
     load = start_load(

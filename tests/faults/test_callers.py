@@ -3,14 +3,13 @@ vanish in mid-request. It forgets them, and answers everybody else."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench.served import START_TIMEOUT_S, ServedProcess, wait_for
+from bench.soak.faults import vanish
 from bench.storms import NUM_CALLS, expire
 from diptych_client import Client
 from diptych_serving.server import Server, ServerConfig
@@ -18,19 +17,6 @@ from diptych_serving.traffic import NO_RETRIES, outcomes
 from tests.helpers.callers import calling
 from tests.helpers.server_holdings import Holdings, num_pending
 from tests.helpers.tiny_repository import SlowImageEncoder, build_tiny_repository, script_to, write_manifest
-
-CALLER = """
-import sys, threading
-from diptych_client import Client
-client = Client(sys.argv[1], timeout_s=60)
-client.wait_until_ready(90)
-def call():
-    while True:
-        client.classify(text="a red cat")
-for _ in range(16):
-    threading.Thread(target=call).start()
-print("calling", flush=True)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +48,6 @@ def expect_nothing_kept(server: Server, before: Holdings) -> None:
     for url in (server.grpc_url, server.http_url):
         with Client(url, timeout_s=60) as client:
             assert client.classify(text="a red cat").label
-
-
-def vanish(url: str) -> None:
-    """A process of 16 callers, killed in mid-request."""
-    with subprocess.Popen([sys.executable, "-c", CALLER, url], stdout=subprocess.PIPE, text=True) as caller:
-        assert caller.stdout is not None
-        assert caller.stdout.readline() == "calling\n"
-        caller.kill()
 
 
 @pytest.mark.parametrize("wire", ["http", "grpc"])

@@ -1,4 +1,4 @@
-"""Catalogues of drawn pictures and a few words, in three categories that both tell apart."""
+"""Catalogues of drawn images and short texts, in three categories that both tell apart."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def write_catalogue(path: Path, rows: Sequence[tuple[str, str, str]]) -> Path:
 
 
 def make_catalogue(directory: Path, num_items: int, first_seed: int = 0) -> Path:
-    """Items of three categories; every seventh lacks its picture, every eighth its words."""
+    """Items of three categories; every seventh lacks its image, every eighth its text."""
     directory.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in range(first_seed, first_seed + num_items):
         category = sorted(COLOURS)[seed % 3]
         words = WORDS[category].split()
-        picture = f"{seed}.png"
-        write_picture(directory / picture, category, seed)
+        image = f"{seed}.png"
+        write_picture(directory / image, category, seed)
         text = f"a {words[seed % 4]} and a {words[(seed + 1) % 4]} number {seed}"
-        rows.append((picture if seed % 7 else "", text if seed % 8 or not seed % 7 else "", category))
+        rows.append((image if seed % 7 else "", text if seed % 8 or not seed % 7 else "", category))
     return write_catalogue(directory / "items.csv", rows)

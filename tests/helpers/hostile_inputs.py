@@ -46,7 +46,7 @@ def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
 
 
 def draw_leaf() -> Image.Image:
-    """A picture that differs from its own rotations, in colours that a palette keeps."""
+    """An image that differs from its own rotations, in colours that a palette keeps."""
     image = Image.new("RGB", (90, 60), "white")
     ImageDraw.Draw(image).polygon([(5, 5), (80, 20), (30, 55)], fill=(30, 170, 60))
     return image
@@ -96,7 +96,7 @@ def odd_items() -> list[OddItem]:
         ),
         OddItem(name="0-byte image with words", image=b"", plain_image=b""),
         OddItem(
-            name="blank words with a picture",
+            name="blank text with an image",
             image=photo,
             text=b" \n\t",
             plain_image=photo,
@@ -114,19 +114,19 @@ def odd_items() -> list[OddItem]:
 
 def hostile_items() -> list[HostileItem]:
     photo = encode(Image.effect_noise((90, 60), 80).convert("RGB"), "JPEG")
-    words = b"Not a picture at all: a text file that someone has renamed to photo.jpg.\n"
-    picture = r"a whole JPEG, PNG, WebP, GIF or BMP file"
+    words = b"Not an image at all: a text file that someone has renamed to photo.jpg.\n"
+    accepted = r"a whole JPEG, PNG, WebP, GIF or BMP file"
     pixels = r"at most 12,000,000 pixels in a PNG"
     return [
         HostileItem(
             name="truncated JPEG",
             image=photo[: len(photo) // 2],
-            message=rf"preprocess: image: found a damaged file \(.*truncated.*\); accepted: {picture}",
+            message=rf"preprocess: image: found a damaged file \(.*truncated.*\); accepted: {accepted}",
         ),
         HostileItem(
             name="text file as image",
             image=words,
-            message=rf"preprocess: image: found {len(words)} bytes in no known format; accepted: {picture}",
+            message=rf"preprocess: image: found {len(words)} bytes in no known format; accepted: {accepted}",
         ),
         HostileItem(
             name="0-byte image and empty text",

@@ -1,6 +1,6 @@
 """Builds a deployable repository in a second: real configs and preprocessor, tiny TorchScript models.
 
-Not trained, but not constant either: each class's score depends on the picture and on the words.
+Not trained, but not constant either: each class's score depends on the image and on the text.
 """
 
 import contextlib

@@ -15,7 +15,7 @@ from diptych.runs.run import Run
 from diptych_serving.server import Server, ServerConfig
 from tests.helpers.raw_wire import Item
 
-KINDS = ("both", "picture only", "words only")
+KINDS = ("both", "image only", "text only")
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +27,11 @@ def server(exported_repository: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def items(tiny_run: Run) -> list[Item]:
-    """Validation items, every kind of them: both modalities, picture only, words only."""
+    """Validation items, every kind of them: both modalities, image only, text only."""
     directory = Path(tiny_run.config.data.val_csv).parent
-    pictures = [path.read_bytes() for path in sorted(directory.glob("*.png"))[:9]]
+    images = [path.read_bytes() for path in sorted(directory.glob("*.png"))[:9]]
     texts = [f"a {word} number {number}".encode() for number, word in enumerate(9 * ["snow", "leaf", "lamp"])]
-    both = list(zip(pictures, texts, strict=False))
+    both = list(zip(images, texts, strict=False))
     return [*both, *((image, b"") for image, _ in both), *((b"", text) for _, text in both)]
 
 

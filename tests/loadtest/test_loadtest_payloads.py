@@ -35,7 +35,7 @@ def test_the_calls_follow_the_mix(rows):
         assert payload.must_be_refused == (payload.kind == "corrupt")
 
 
-def test_no_two_calls_have_the_same_picture_or_the_same_words(rows):
+def test_no_two_calls_have_the_same_image_or_the_same_words(rows):
     source = PayloadSource(rows, parse_mix("both=1"), seed=0)
     requests = [source.draw().request for _ in range(500)]
     for values in (
@@ -46,7 +46,7 @@ def test_no_two_calls_have_the_same_picture_or_the_same_words(rows):
         assert len(set(values)) == 500
 
 
-def test_what_is_sent_begins_with_a_real_picture_and_real_words(rows):
+def test_what_is_sent_begins_with_a_real_image_and_real_words(rows):
     request = PayloadSource(rows, parse_mix("both=1"), seed=0).draw().request
     assert any(request.image.startswith(row.image) and request.text.startswith(row.words) for row in rows)
 
@@ -70,7 +70,7 @@ def test_a_mix_of_nothing_is_refused():
         parse_mix("both=0 text=0")
 
 
-def test_a_catalogue_without_pictures_is_refused_where_the_mix_asks_for_them(tmp_path):
+def test_a_catalogue_without_images_is_refused_where_the_mix_asks_for_them(tmp_path):
     rows = read_rows(write_catalogue(tmp_path / "words.csv", [("", "a leaf", "green")]))
     with pytest.raises(UserError, match="--mix: both is asked for, but the catalogue has no such row"):
         PayloadSource(rows, parse_mix("both=1"), seed=0)
@@ -85,7 +85,7 @@ def test_a_catalogue_that_is_none_is_refused(tmp_path):
         read_rows(path)
 
 
-def test_a_picture_that_the_catalogue_names_must_be_there(tmp_path: Path):
+def test_a_image_that_the_catalogue_names_must_be_there(tmp_path: Path):
     catalogue = write_catalogue(tmp_path / "items.csv", [("gone.png", "a leaf", "green")])
     with pytest.raises(UserError, match=r"gone\.png: No such file"):
         read_rows(catalogue)
