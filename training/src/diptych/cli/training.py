@@ -13,6 +13,7 @@ from diptych.cli.options import (
     Overrides,
     RunArgument,
 )
+from diptych_serving.errors import UserError
 
 app = typer.Typer()
 
@@ -20,7 +21,9 @@ app = typer.Typer()
 @app.command()
 def train(
     config: ConfigArgument,
-    out: Annotated[Path, typer.Option(help="The run directory to write.")],
+    out: Annotated[
+        Optional[Path], typer.Option(help="The run directory to write. Needed, except with --dry-run.")
+    ] = None,
     overrides: Overrides = None,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out bad rows, and list them.")
@@ -34,6 +37,10 @@ def train(
             min=2,
         ),
     ] = None,
+    dry: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Take ten steps and say what training will cost. Writes no run."),
+    ] = False,
 ) -> None:
     """Train a classifier, and evaluate it if the config names a test set."""
     from diptych.analysis.cross_validation import AVERAGED, cross_validate
@@ -45,6 +52,13 @@ def train(
 
     skip = ["data.skip_bad_rows=true"] if skip_bad_rows else []
     loaded = load_config(config, [*(overrides or []), *skip])
+    if dry:
+        from diptych.train.dry_run import dry_run
+
+        typer.echo(dry_run(loaded))
+        return
+    if out is None:
+        raise UserError("--out is missing: name the run directory to write")
     if folds:
         results = cross_validate(loaded, out, folds)
         if is_main_process():

@@ -122,6 +122,13 @@ class AugmentConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """freeze_backbones   train projections and fusion on embeddings that are computed once and cached
+    unfreeze_layers    train the last N blocks of each backbone and keep the rest as it is. A block is a
+                       Transformer layer, a residual block, or a stage of a network that is made of stages
+    layer_decay        each block learns at this share of the rate of the block after it
+    lora_rank          train additions of this rank to the backbones' dense layers, at `lr`, and no other
+                       weights of backbones. They are merged before the run is saved. Needs diptych[lora]
+    gradient_checkpointing  compute activations again in the backward pass, to save memory. Batch norms then
+                       count each batch twice; set freeze_batch_norm where there are any
     freeze_batch_norm  keep the image backbone's pretrained mean and variance; small batches estimate
                        them worse
     batch_size         items of one optimizer step, in all processes and accumulated parts together
@@ -145,6 +152,10 @@ class TrainConfig:
     batch_size: Count = 32
     accumulate: Count = 1
     freeze_backbones: bool = False
+    unfreeze_layers: Count | None = None
+    layer_decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    lora_rank: Count | None = None
+    gradient_checkpointing: bool = False
     freeze_batch_norm: bool = False
     lr: Positive = 1e-3
     backbone_lr: Positive = 2e-5
@@ -169,6 +180,13 @@ class TrainConfig:
                 f"`patience` is {self.patience} and `keep` is 'last': no epoch is better than another. "
                 "Set `keep` to 'val_loss' or 'val_macro_f1', or leave `patience` out"
             )
+        ways = {
+            "freeze_backbones": self.freeze_backbones,
+            "unfreeze_layers": self.unfreeze_layers,
+            "lora_rank": self.lora_rank,
+        }
+        if len(chosen := [name for name, value in ways.items() if value]) > 1:
+            raise ValueError(f"`{'` and `'.join(chosen)}` exclude one another; set one of them")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from diptych.config.sections import TrainConfig
 from diptych.models.classifier import Classifier
+from diptych.train.partial import backbone_rates
 
 
 def is_kept(scores: Mapping[str, float], history: Sequence[Mapping[str, float]], config: TrainConfig) -> bool:
@@ -26,25 +27,23 @@ def is_kept(scores: Mapping[str, float], history: Sequence[Mapping[str, float]],
 
 
 def build_optimizer(model: Classifier, config: TrainConfig, num_steps: int) -> tuple[AdamW, LRScheduler]:
-    """AdamW with one learning rate for backbones and one for the rest; linear warm-up, then cosine to zero.
+    """AdamW with one learning rate for the rest, and one for backbones or for each of their blocks.
 
-    Biases, norms and the learned vectors of absent modalities (all of them 1-d) are not decayed.
+    Linear warm-up, then cosine to zero. Biases, norms and the learned vectors of absent modalities (all of
+    them 1-d) are not decayed. Weights that need no gradient are left out.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    if config.freeze_backbones:
+        for encoder in (model.image_encoder, model.text_encoder):
+            encoder.backbone.requires_grad_(False)
+    rates = backbone_rates(model, config)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        is_backbone = name.split(".")[1] == "backbone"
-        if is_backbone and config.freeze_backbones:
-            parameter.requires_grad_(False)
-        else:
-            groups.setdefault((is_backbone, parameter.ndim > 1), []).append(parameter)
+        if parameter.requires_grad:
+            groups.setdefault((rates.get(name, config.lr), parameter.ndim > 1), []).append(parameter)
     optimizer = AdamW(
         [
-            {
-                "params": parameters,
-                "lr": config.backbone_lr if is_backbone else config.lr,
-                "weight_decay": config.weight_decay if is_decayed else 0.0,
-            }
-            for (is_backbone, is_decayed), parameters in groups.items()
+            {"params": parameters, "lr": lr, "weight_decay": config.weight_decay if is_decayed else 0.0}
+            for (lr, is_decayed), parameters in groups.items()
         ]
     )
     return optimizer, get_cosine_schedule_with_warmup(optimizer, round(config.warmup * num_steps), num_steps)

@@ -26,6 +26,7 @@ from diptych.runs.run import Run
 from diptych.train.augmentation import AugmentedItems
 from diptych.train.epochs import Epoch, MicroBatch, balancing_weights, num_steps, plan_epoch
 from diptych.train.optimization import build_optimizer, is_kept
+from diptych.train.partial import choose_trained_weights, make_plain
 from diptych_serving.errors import UserError
 from diptych_serving.progress import Advance, console
 
@@ -61,6 +62,7 @@ class Trainer:
         self._dataset = self._open(items)
         places = accelerator.num_processes * self._config.accumulate
         self.steps_per_epoch = num_steps(len(items), self._config.batch_size, places)
+        choose_trained_weights(run.model, self._config)
         optimizer, self._schedule = build_optimizer(
             run.model, self._config, self.steps_per_epoch * self._config.epochs
         )
@@ -111,8 +113,7 @@ class Trainer:
         )
         parts = self._parts(epoch)
         self._model.train()
-        if config.freeze_batch_norm:
-            freeze_batch_norm(self._run.model.image_encoder.backbone)
+        freeze_batch_norm(self._run.model.image_encoder.backbone, frozen_only=not config.freeze_batch_norm)
         starts_step = True
         for part, (batch, truth) in zip(parts, self._load(epoch, parts), strict=True):
             if starts_step:
@@ -238,6 +239,7 @@ class Trainer:
         """The model with the best weights, without training wrappers."""
         model: Classifier = self._accelerator.unwrap_model(self._model, keep_fp32_wrapper=False)
         model.load_state_dict(self._best_weights, strict=not self._config.freeze_backbones)
+        make_plain(model, self._config)
         return model.cpu()
 
     def save(self) -> None:
@@ -294,11 +296,16 @@ def drop_modalities(batch: Inputs | Embeddings, chance: Tensor, config: TrainCon
     return batch.keep(image=~lose_image, text=~lose_text)
 
 
-def freeze_batch_norm(backbone: nn.Module) -> None:
-    """Let batch norms use their stored statistics instead of the batch's."""
+def freeze_batch_norm(backbone: nn.Module, *, frozen_only: bool) -> None:
+    """Let batch norms use their stored statistics instead of the batch's.
+
+    frozen_only  only those whose own weights are not trained
+    """
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eval()
+            is_trained = module.weight is None or module.weight.requires_grad
+            if not (frozen_only and is_trained):
+                module.eval()
 
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
