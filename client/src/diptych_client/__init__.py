@@ -1,7 +1,7 @@
 """Calls a Diptych classifier over gRPC or HTTP: `Client`, `AsyncClient`, and one tree of errors.
 
-All public names are here. Modules whose names begin with an underscore may change at any time.
-Importing this package loads no gRPC, Pillow or numpy: they come with the first call that needs them.
+All public names are here. Modules with a leading underscore may change at any time.
+Importing this package does not load gRPC, Pillow or numpy; the first call that needs them does.
 """
 
 import logging
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Silent until a program sets logging up.
+# Silent until a program sets up logging.
 logging.getLogger("diptych_client").addHandler(logging.NullHandler())
 
 __all__ = [
@@ -62,7 +62,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What is loaded when it is first asked for: score_table needs the extra `score`, the version a file."""
+    """Names that are loaded on first use: score_table needs the extra `score`, the version needs a file."""
     if name == "__version__":
         from importlib.metadata import version
 

@@ -1,6 +1,6 @@
-"""The served contract: what a call asks of the ensemble, the reply, and the answer that is read from it.
+"""The served contract: the request to the ensemble, its reply, and the answer made from it.
 
-No I/O and no wire format beyond the layout of BYTES and FP32 tensors, which gRPC and HTTP share.
+No I/O, and no wire format except the layout of BYTES and FP32 tensors, which gRPC and HTTP share.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ MODEL = "classifier"
 IMAGE = "image"
 TEXT = "text"
 PROBABILITIES = "probabilities"
-# Which labels.txt names the probabilities: the first 16 hex digits of its SHA-256.
+# The identity of labels.txt: the first 16 hex digits of its SHA-256.
 LABELS_IDENTITY = "labels_sha256"
 OUTPUTS = (PROBABILITIES, LABELS_IDENTITY)
 INPUT_SHAPE = (1, 1)  # one row of one element
 
-# How many classes a request for labels asks for: all. Triton answers with as many as there are.
+# The number of classes in a request for labels: more than any model has, so Triton returns all.
 ALL_CLASSES = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One row. Both inputs are always sent, empty for absent: Triton does not batch requests that carry
-    different sets of optional inputs.
+    """One row. Both inputs are always sent, empty if absent (docs/triton.md, 21).
 
     wants_labels  asks for Triton's classification strings instead of FP32 values
-    is_probe      no item of the caller's: the client asks for itself, about labels or health
+    is_probe      not a caller's item: the client's own request for labels or health
     """
 
     image: bytes = b""
@@ -45,7 +44,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """The output `probabilities` as it came, what identifies its labels, and which version answered."""
+    """The raw output `probabilities`, the identity of its labels, and the version that answered."""
 
     request_id: str
     model_version: str
@@ -87,8 +86,8 @@ class ServerInfo:
     """A server and the model on it.
 
     name, version   of the server's software, as in 'triton', '2.51.0'
-    model_versions  of the ensemble, as many as are loaded; empty where it is unknown there
-    is_ready        whether the server calls the ensemble ready; a dead process behind it may go unseen
+    model_versions  loaded versions of the ensemble; empty if the server does not know it
+    is_ready        whether the server calls the ensemble ready, which it also does if a model process is dead
     """
 
     name: str
@@ -98,9 +97,9 @@ class ServerInfo:
 
 
 def pack_bytes(value: bytes) -> bytes:
-    """One element of a BYTES tensor: its length in 4 bytes, little-endian, then itself.
+    """One element of a BYTES tensor: its length in 4 bytes, little-endian, then the bytes.
 
-    By hand, because the way over `np.bytes_` drops trailing zero bytes.
+    By hand, because `np.bytes_` drops trailing zero bytes.
     """
     return struct.pack("<I", len(value)) + value
 
@@ -118,7 +117,7 @@ def read_identity(shape: tuple[int, ...], data: bytes, request_id: str) -> str:
 
 
 def unpack_bytes(data: bytes) -> tuple[bytes, ...]:
-    """The elements of a BYTES tensor. Raises struct.error where the data ends too early."""
+    """The elements of a BYTES tensor. Raises struct.error if the data ends too early."""
     elements = []
     start = 0
     while start < len(data):
@@ -138,12 +137,12 @@ class Scored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Timings:
-    """Where a call's time went, in milliseconds.
+    """The parts of a call's time, in milliseconds.
 
     total_ms      from the call to the answer
-    encode_ms     making bytes of what the caller holds: reading, shrinking, encoding
-    waiting_ms    from sending to the reply, in the attempt that was answered; the rest of the total went
-                  into failed attempts, pauses between them, and asking for the labels
+    encode_ms     reading, shrinking and encoding the image
+    waiting_ms    from sending to the reply, in the successful attempt; the rest of the total is failed
+                  attempts, pauses, and the request for labels
     num_attempts  1: answered at once
     """
 
@@ -155,11 +154,11 @@ class Timings:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What each modality alone would say, and which of them decided.
+    """The answers to each modality alone, and which modality decided.
 
     image_only  the answer without the text; None for an item without an image
     text_only   the answer without the image; None for an item without a text
-    decided_by  'image' or 'text': that one alone gives the same label, and the other does not, or is absent;
+    decided_by  'image' or 'text': only that one gives the same label alone, or the other is absent;
                 'either': each alone gives the same label; 'together': neither does
     """
 
@@ -172,13 +171,13 @@ class Explanation:
 class Answer:
     """One item, classified.
 
-    label          the most probable label; None where its probability is below the `min_score` of the call
+    label          the most probable label; None if its probability is below the call's `min_score`
     score          the highest probability
     probabilities  of every label, in the order of the model's labels.txt; they sum to 1
-    request_id     what the server's logs and traces call this request
+    request_id     the request's id in the server's logs and traces
     model_version  of the ensemble that answered
-    timings        where the time went
-    explanation    where it was asked for with `explain=True`
+    timings        the parts of the call's time
+    explanation    with `explain=True`, else None
     """
 
     label: str | None
@@ -207,18 +206,18 @@ class Answer:
         return cls(shown, score, dict(probabilities), request_id, model_version, timings, explanation)
 
     def top(self, k: int) -> tuple[Scored, ...]:
-        """The k most probable labels, the first first; all of them where there are fewer than k."""
+        """The k most probable labels, the best first; all labels if there are fewer than k."""
         ranked = sorted(self.probabilities.items(), key=lambda item: -item[1])
         return tuple(Scored(*item) for item in ranked[: max(k, 0)])
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one item of `classify_many`: an answer, or the error in its place.
+    """The result of one item of `classify_many`: an answer or an error.
 
     index   of the item, counted from 0
-    answer  None where there is an error
-    error   None where there is an answer
+    answer  None if there is an error
+    error   None if there is an answer
     """
 
     index: int
@@ -235,7 +234,7 @@ class Labels:
 
 
 def read_answer(reply: Reply, labels: Labels, min_score: float, timings: Timings) -> Answer:
-    """Raises ServerFault where the reply is not a row of probabilities, one for each label."""
+    """Raises ServerFault if the reply is not a row of probabilities, one for each label."""
     assert reply.labels_identity == labels.identity
     values = reply.floats()
     if len(values) != len(labels.names):
@@ -252,9 +251,9 @@ def read_answer(reply: Reply, labels: Labels, min_score: float, timings: Timings
 
 
 def read_labels(reply: Reply) -> Labels:
-    """Order what Triton's classification extension sorts by score: `score:index:label` strings.
+    """The labels in the model's order, from Triton's `score:index:label` strings, which are sorted by score.
 
-    The scores in these strings have six decimals, so they are not used: probabilities come as FP32.
+    The scores in these strings have only six decimals, so they are not used: probabilities come as FP32.
     """
     names: dict[int, str] = {}
     for element in reply.strings():
@@ -268,7 +267,7 @@ def read_labels(reply: Reply) -> Labels:
 
 
 def explain(answer: Answer, image_only: Answer | None, text_only: Answer | None) -> Answer:
-    """The answer to the whole item, with the explanation that the answers to its parts give."""
+    """The answer to the whole item, with an explanation from the answers to its parts."""
     label = answer.top(1)[0].label
     image_agrees, text_agrees = (
         alone is not None and alone.top(1)[0].label == label for alone in (image_only, text_only)

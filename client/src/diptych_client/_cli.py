@@ -39,29 +39,29 @@ EXIT_CODES = {
 
 EPILOG = """\
 environment:
-  DIPTYCH_URL               the server, where --url is not given
-  DIPTYCH_TIMEOUT_S         the timeout, where --timeout-s is not given
+  DIPTYCH_URL               the server, if --url is not given
+  DIPTYCH_TIMEOUT_S         the timeout, if --timeout-s is not given
   DIPTYCH_HEADERS           sent with every request: name=value,name=value (percent-encoded: , is %2C)
-  DIPTYCH_CA_FILE           the authorities to trust, for grpcs:// and https://; PEM, as the next two
-  DIPTYCH_CERTIFICATE_FILE  our own certificate, where the server asks for one
-  DIPTYCH_KEY_FILE          its private key
+  DIPTYCH_CA_FILE           the authorities to trust, for grpcs:// and https:// (PEM)
+  DIPTYCH_CERTIFICATE_FILE  the client certificate, if the server asks for one (PEM)
+  DIPTYCH_KEY_FILE          its private key (PEM)
 
 exit codes:
   0  answered
-  1  the server failed, or this machine did
-  2  wrong usage, or an item that cannot be classified (of score: not a single row)
+  1  the server or this machine failed
+  2  wrong usage, or an item that cannot be classified (score: no row could be)
   3  no connection
   4  no answer in time
   5  the server is overloaded: try again later
   6  the model is not ready
-  7  the server does not accept who we are: a missing or expired token
+  7  not allowed: a missing or expired token
 """
 
 SCORE_EPILOG = """\
 The table has the columns image_path (absolute, or relative to the table) and description; Parquet may hold
-the images themselves in a column image. Rows that cannot be classified are listed beside OUT, in
-OUT's name with .errors.csv, by row number, field and reason. The job stops at every failure that is not a
-row's own, and the exit code says which. Whatever ended it, the same command resumes it.
+the images themselves in a column image. Rows that cannot be classified are listed in OUT's name with
+.errors.csv, with row number, field and reason. The job stops at every failure that is not a row's own, and
+the exit code says which. The same command resumes it.
 """
 
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _open_client(arguments) as client:
             code: int = arguments.run(client, arguments)
-        sys.stdout.flush()  # here, where a reader that is gone can be noticed
+        sys.stdout.flush()  # here, so that a closed pipe is noticed
     except DiptychError as error:
         print(f"diptych-client: {error}", file=sys.stderr)
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
@@ -78,15 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"diptych-client: {error}", file=sys.stderr)
         return EXIT_CODES[InvalidInput]
     except BrokenPipeError:  # `diptych-client labels | head -1`
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # else Python flushes once more at its end
-        return 141  # what shells report for SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python flushes again at exit
+        return 141  # a shell's status for SIGPIPE
     except OSError as error:  # a full disk, a folder that cannot be written
         print(f"diptych-client: {error}", file=sys.stderr)
         return EXIT_CODES[ServerFault]
     except KeyboardInterrupt:
-        return 130  # what shells report for SIGINT
+        return 130  # a shell's status for SIGINT
     return code
 
 
@@ -100,7 +98,7 @@ def run_classify(client: Client, arguments: argparse.Namespace) -> int:
 
 
 def run_score(client: Client, arguments: argparse.Namespace) -> int:
-    """Rows that failed are no failure of the job, unless not a single row was scored."""
+    """Failed rows do not fail the job, unless no row was scored."""
     with needs_extra("score"):
         from diptych_client._score import score_table
         from diptych_client._score._job import progress_bar
@@ -139,7 +137,7 @@ def run_labels(client: Client, arguments: argparse.Namespace) -> int:
 
 
 def run_health(client: Client, arguments: argparse.Namespace) -> int:
-    """An inference, not a health URL: those stay green when a model's process has died."""
+    """An inference, because health URLs answer 200 even if a model process is dead."""
     health = client.health(deep=True)
     if health.error is not None:
         raise health.error
@@ -209,32 +207,36 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("image", nargs="?", help="an image file; - reads it from standard input")
     classify.add_argument("--text", help="the item's text")
     classify.add_argument(
-        "--min-score", type=float, metavar="P", help="no label where its probability is below"
+        "--min-score", type=float, metavar="P", help="give no label if its probability is below this"
     )
-    classify.add_argument("--explain", action="store_true", help="ask each modality alone: which one decided")
+    classify.add_argument(
+        "--explain", action="store_true", help="also ask about each modality alone, to see which decided"
+    )
     classify.set_defaults(run=run_classify)
 
     score = commands.add_parser("score", parents=[common], help="classify a whole table", epilog=SCORE_EPILOG)
     score.add_argument("table", type=Path, help="a CSV or Parquet file")
     score.add_argument("--out", type=Path, required=True, metavar="OUT", help="the Parquet file to write")
-    score.add_argument("--concurrency", type=int, default=32, metavar="N", help="calls at once (default: 32)")
+    score.add_argument(
+        "--concurrency", type=int, default=32, metavar="N", help="calls in flight (default: 32)"
+    )
     score.add_argument(
         "--checkpoint-rows", type=int, default=1000, metavar="N", help="rows in a checkpoint (default: 1000)"
     )
     score.add_argument(
         "--skip-faults",
         action="store_true",
-        help="list a row that the server breaks on, where it still answers others; else the job stops there",
+        help="list rows that cause a server error, if the server still answers others; default: stop",
     )
     score.set_defaults(run=run_score)
 
     labels = commands.add_parser("labels", parents=[common], help="list the labels, in order")
     labels.set_defaults(run=run_labels)
 
-    health = commands.add_parser("health", parents=[common], help="see whether the model answers")
+    health = commands.add_parser("health", parents=[common], help="check that the model answers")
     health.set_defaults(run=run_health)
 
-    demo = commands.add_parser("demo", parents=[common], help="open a web page to try the model on")
+    demo = commands.add_parser("demo", parents=[common], help="serve a web page to try the model")
     demo.add_argument(
         "--host", default="127.0.0.1", help="the address to listen on (default: this machine's own)"
     )

@@ -1,6 +1,6 @@
-"""`Client` and `AsyncClient`, and the base that holds all they share.
+"""`Client` and `AsyncClient`, and their common base.
 
-They turn items into bytes and carry out the steps of `_exchange.py`. All decisions lie there.
+They turn items into bytes and carry out the steps of `_exchange.py`, which makes all decisions.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ from diptych_client._transports import (
     open_transport,
 )
 
-# An answer takes tens of milliseconds; a caller who waits for five seconds has an outage, not a slow answer.
+# An answer takes tens of milliseconds; after five seconds it is an outage.
 DEFAULT_TIMEOUT_S = 5.0
 # A server loads its models in seconds to minutes.
 READY_TIMEOUT_S = 120.0
 
-# Triton logs it, and it goes into HTTP and gRPC as it is.
+# Triton logs it, and it is sent unchanged over HTTP and gRPC.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ AnyAsyncClient = TypeVar("AnyAsyncClient", bound="AsyncClient")
 
 
 class BaseClient(abc.ABC, Generic[AnyTransport]):
-    """Not for use by itself: `Client` and `AsyncClient` carry out what it decides."""
+    """Not for direct use: the base of `Client` and `AsyncClient`."""
 
     _is_async: bool
 
@@ -92,22 +92,22 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
         limits: Limits | None = None,
         fetch: Fetch | None = None,
     ) -> None:
-        """Opens no connection yet; a local repository is loaded at once.
+        """Does not connect yet; loads a local repository at once.
 
         url           grpc://host:port or http://host:port, grpcs:// or https:// for TLS, local:PATH to run an
-                      exported repository in this process; or a list of URLs, to be used in turn. HTTP's may
-                      have a path, which a gateway puts before /v2: https://gateway/models/diptych
-        timeout_s     the total time that one call may take, retries included, unless the call says otherwise
-        headers       sent with every request: a mapping, or a function that returns one for each request. It
-                      may be asynchronous in AsyncClient, which calls any other in a thread
-        tls           which authorities to trust, and our own certificate, for grpcs:// and https://
+                      exported repository in this process; or a list of URLs, to be used in turn. An HTTP
+                      URL may have a path, the gateway's prefix of /v2: https://gateway/models/diptych
+        timeout_s     the total time of a call, retries included, unless the call gives its own
+        headers       sent with every request: a mapping, or a function that returns one for each request. In
+                      AsyncClient it may be asynchronous; others are called in a thread
+        tls           the trusted authorities and the client certificate, for grpcs:// and https://
         retries       how failed requests are sent again; Retries(max_attempts=1): never
-        min_score     below this probability an answer's label is None, unless the call says otherwise
-        shrink_to_px  scale images down to this longest side before sending. Off by default: the answer to
-                      a scaled image differs a little. Twice the model's image size loses next to nothing
-        limits        what is refused before sending
-        fetch         gets the bytes behind a URL. Without it URLs are refused: a service that fetches what
-                      strangers name can be led into the private network (server-side request forgery)
+        min_score     below this probability an answer's label is None, unless the call gives its own
+        shrink_to_px  scale images down to this longest side before sending. Off by default, because
+                      answers change slightly. With twice the model's image size almost nothing is lost
+        limits        items above these are refused or converted before sending
+        fetch         a function from a URL to bytes. Without it URLs are refused: a service that fetches
+                      strangers' URLs can be led into the private network (server-side request forgery)
         raises        InvalidInput
         """
         self._given: dict[str, Any] = {
@@ -149,7 +149,7 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
         DIPTYCH_CA_FILE, DIPTYCH_CERTIFICATE_FILE and DIPTYCH_KEY_FILE, as `diptych-client --help` explains
         them.
 
-        arguments  those of the constructor; they go before the environment
+        arguments  of the constructor; they override the environment
         """
         given = dict(arguments)
         given.setdefault("url", os.environ.get("DIPTYCH_URL") or DEFAULT_URL)
@@ -161,13 +161,15 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
         return cls(**given)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle, deepcopy and spawned processes get a client of their own, made of the same arguments. What
-        is in `headers` is then in the pickle."""
+        """Pickle, deepcopy and spawned processes get a new client with the same arguments. The pickle
+        contains
+        `headers`."""
         return _reconstruct, (type(self), self._given)
 
     def _start_anew(self) -> None:
-        """Forget connections, locks, threads and what is known of servers: at first, and in a forked child,
-        where connections are still the parent's and locks may be held by threads that are not there."""
+        """Start with new connections, locks, threads and server states: at first, and in a forked child,
+        where
+        connections belong to the parent and locks may be held by threads that do not exist."""
         exchange = Exchange(self._endpoints, self._retries, self._headers.redact)
         self._conversation = Conversation(exchange)
         self._balancer = exchange.balancer
@@ -185,7 +187,7 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
 
     @abc.abstractmethod
     def _abandon(self, transport: AnyTransport) -> bool:
-        """Let go of it in a forked child. Returns True."""
+        """Abandon the parent's connections in a forked child. Returns True."""
         ...
 
     def _transport_to(self, address: Address) -> AnyTransport:
@@ -199,8 +201,8 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
         return transport
 
     def _take_abandoned(self) -> list[AnyTransport]:
-        """Remove the transports to addresses that their name no longer stood for when it was last looked up:
-        calls that were in flight then have ended since."""
+        """Remove the transports to addresses that were missing in the last look-up of their name: calls that
+        were in flight then have ended."""
         with self._lock:
             gone = set(self._transports).difference(self._balancer.addresses)
             return [self._transports.pop(address) for address in gone]
@@ -232,7 +234,7 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
         min_score: float | None,
         explain: bool,
     ) -> Callable[..., Classified]:
-        """`classify` with the arguments that all items of `classify_many` share; they are checked at once."""
+        """`classify` with the common arguments of `classify_many`, which are checked at once."""
         self._start(timeout_s)
         self._score_of(min_score)
         return functools.partial(classify, timeout_s=timeout_s, min_score=min_score, explain=explain)
@@ -241,7 +243,7 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
         return self._min_score if min_score is None else _checked_score(min_score)
 
     def _in_thread(self, work: Callable[[], T]) -> concurrent.futures.Future[T]:
-        """Run work that may block in a thread of this client's own, with the caller's context variables."""
+        """Run blocking work in a thread of this client, with the caller's context variables."""
         with self._lock:
             if self._threads is None and not self._is_closed:
                 self._threads = concurrent.futures.ThreadPoolExecutor(
@@ -262,7 +264,7 @@ class BaseClient(abc.ABC, Generic[AnyTransport]):
             return future
 
 
-# Those that start anew in a forked child.
+# Clients that start again in a forked child.
 _CLIENTS: weakref.WeakSet[BaseClient[Any]] = weakref.WeakSet()
 
 
@@ -277,7 +279,7 @@ if hasattr(os, "register_at_fork"):
 
 class Client(BaseClient[Transport]):
     """Make one for each process, share it between threads, close it at the end. A forked process may use its
-    parent's: it opens connections of its own.
+    parent's client, which opens new connections there.
 
     with Client("grpc://127.0.0.1:8001") as client:
         answer = client.classify(image="phone.jpg", text="A modern smartphone")
@@ -300,15 +302,15 @@ class Client(BaseClient[Transport]):
         """Classify one item by its image, its text, or both.
 
         image       a path, an encoded file's bytes, a binary file object, a PIL image, or an (H, W, 3) uint8
-                    RGB array. URLs only where the client has a `fetch`.
-        text        a few words
+                    RGB array. URLs only if the client has a `fetch`.
+        text        the item's text, or None
         timeout_s   the total time for this call, reading the image and retries included; None: the client's
         min_score   below this probability the answer's label is None; None: the client's
         explain     also ask about the image alone and the text alone, for `answer.explanation`
-        headers     for this call alone, beside the client's and before them
-        request_id  what the server's logs and traces call this request; None: a random one. Never the same
-                    for two calls: answers are told apart by it
-        raises      DiptychError, of the kind that `_errors.py` draws
+        headers     only for this call; they override the client's
+        request_id  the request's id in the server's logs and traces; None: a random one. Unique for each
+                    call, because answers are matched by it
+        raises      DiptychError; `_errors.py` shows the kinds
         """
         deadline = self._start(timeout_s)
         score = self._score_of(min_score)
@@ -328,20 +330,20 @@ class Client(BaseClient[Transport]):
         explain: bool = False,
         ordered: bool = True,
     ) -> Generator[Outcome, None, None]:
-        """Classify items from any iterable, also one without end; yield an answer or an error for each.
+        """Classify items from any iterable, also an endless one; yield an answer or an error for each.
 
         items        each a mapping with the keys 'image' and 'text' (`Item`), or an object with these
                      attributes, such as a dataclass; either may be missing or None. Other keys and attributes
-                     are left alone. Taken as needed, in the caller's thread: at most 2 * concurrency items
-                     are held at a time.
-        concurrency  calls at once. Each item is a request of its own: the server makes batches of them.
+                     are ignored. Items are taken as needed, in the caller's thread; at most
+                     2 * concurrency are held at a time.
+        concurrency  calls in flight. Each item is its own request; the server batches them.
         timeout_s    the time for each item, as in `classify`; so are `min_score` and `explain`
         ordered      yield in the order of the items; False: as they are answered
         yields       Outcome, with the index of its item
         raises       InvalidInput for an argument; whatever `items` itself raises
 
-        A consumer that stops early closes the generator; leaving a `for` loop does, where nothing else holds
-        the generator. That waits for the calls in flight, and leaves no thread behind.
+        If you stop early, close the generator; leaving a `for` loop does that if nothing else holds it.
+        This waits for the calls in flight.
         """
         from diptych_client._many import classify_many
 
@@ -349,15 +351,15 @@ class Client(BaseClient[Transport]):
         return classify_many(classify, items, concurrency=concurrency, ordered=ordered)
 
     def labels(self, *, timeout_s: float | None = None) -> tuple[str, ...]:
-        """The names of the classes, in the order of the probabilities, as the server has them now."""
+        """The label names, in the order of the probabilities, as the server has them now."""
         return self._run(self._conversation.labels(self._start(timeout_s))).names
 
     def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
-        """Which server this is and which versions of the model it serves."""
+        """The server's name and version, and the model versions that it serves."""
         return self._run(self._conversation.server_info(self._start(timeout_s)))
 
     def health(self, *, deep: bool = False, timeout_s: float | None = None) -> Health:
-        """Look once whether the next server can answer. The error is in the Health, not raised.
+        """Check once whether the next server can answer. The error is in the Health, not raised.
 
         deep  run an inference: Triton calls a model ready whose Python process has died
         """
@@ -366,7 +368,7 @@ class Client(BaseClient[Transport]):
     def wait_until_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Return once an inference is answered.
 
-        raises  DeadlineExceeded with what was last in the way; at once what waiting cannot mend
+        raises  DeadlineExceeded with the last error; at once an error that waiting cannot change
         """
         self._run(self._conversation.wait_until_ready(self._start(timeout_s)))
 
@@ -457,8 +459,8 @@ class Client(BaseClient[Transport]):
 
 
 class AsyncClient(BaseClient[AsyncTransport]):
-    """The same methods as `Client`, to be awaited. Share it between tasks, close it at the end. Used in
-    another event loop, as by a second `asyncio.run`, it opens connections of that loop.
+    """The methods of `Client`, to be awaited. Share it between tasks, close it at the end. In another event
+    loop, such as of a second `asyncio.run`, it opens new connections.
 
     async with AsyncClient("grpc://127.0.0.1:8001") as client:
         answer = await client.classify(image="phone.jpg", text="A modern smartphone")
@@ -499,8 +501,8 @@ class AsyncClient(BaseClient[AsyncTransport]):
     ) -> AsyncIterator[Outcome]:
         """As `Client.classify_many`; the items may come from an asynchronous iterable too.
 
-        A consumer that may stop early wraps it in `contextlib.aclosing`, as any asynchronous generator: the
-        calls in flight are then cancelled at once.
+        If you may stop early, wrap it in `contextlib.aclosing`, like any asynchronous generator: the calls in
+        flight are then cancelled at once.
         """
         from diptych_client._many import classify_many_async
 
@@ -552,7 +554,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
         self._end_of_loop: AsyncGenerator[None, None] | None = None
 
     async def _enter_loop(self) -> None:
-        """Take connections and locks of the running event loop, where it is not the one of the last call."""
+        """Use connections and locks of the running event loop, if it is not the one of the last call."""
         loop = asyncio.get_running_loop()
         if loop is self._loop:
             return
@@ -560,7 +562,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
             self._loop = loop
             self._alone = asyncio.Lock()
             left = [address for address in self._transports if address.scheme != LOCAL]
-            for address in left:  # of a loop that was closed without its asynchronous generators
+            for address in left:  # of a loop that was closed without closing its asynchronous generators
                 _PARENTS.append(self._transports.pop(address))
         self._end_of_loop = self._close_with_loop(loop)
         await anext(self._end_of_loop)
@@ -629,7 +631,7 @@ class AsyncClient(BaseClient[AsyncTransport]):
 
     async def _run_together(self, step: Together) -> list[Any]:
         runs = [self._run(part) for part in step.parts]
-        outcomes = await asyncio.gather(*runs, return_exceptions=True)  # none runs on after its caller
+        outcomes = await asyncio.gather(*runs, return_exceptions=True)  # none continues after its caller
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome

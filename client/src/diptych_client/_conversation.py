@@ -1,4 +1,4 @@
-"""What is said to servers and in which order: questions about items, about labels, about health.
+"""The sequence of requests for items, labels and health.
 
 Each method is a generator of the steps of `_exchange.py` and returns the result.
 """
@@ -29,24 +29,23 @@ from diptych_client._headers import Pairs
 from diptych_client._retries import Deadline
 from diptych_client._servers import Address
 
-# The smallest question that every model answers.
+# The smallest item that every model answers.
 QUESTION = b"labels"
-# A server that starts is asked this often, and each question may take this long: the first inference of a
-# model can be slow.
+# Interval and timeout of requests to a starting server: a model's first inference can be slow.
 POLL_S = 0.2
 POLL_TIMEOUT_S = 5.0
-# A client that meets more releases than this forgets the oldest.
+# A client that has seen more releases than this forgets the oldest.
 NUM_LABELS_KEPT = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-    """What a look at the server found.
+    """The result of a health check.
 
-    is_healthy   whether it can answer, as far as was looked
-    is_deep      whether an inference was run: Triton calls a model ready whose Python process has died
-    duration_ms  how long the look took
-    error        why it is not healthy; None where it is
+    is_healthy   whether the server can answer, as far as checked
+    is_deep      whether an inference was run: Triton calls a model ready even if its process is dead
+    duration_ms  duration of the check
+    error        why it is not healthy; None if it is
     """
 
     is_healthy: bool
@@ -57,7 +56,7 @@ class Health:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One item as it is asked about, and how."""
+    """One item with its options."""
 
     image: bytes
     text: bytes
@@ -73,12 +72,11 @@ class Question:
 
 
 class Conversation:
-    """What a client says to servers. Remembers label names. Safe to share between threads.
+    """Makes the requests of a client, and remembers label names. Safe to share between threads.
 
-    Labels never name the probabilities of another release. Each answer carries the identity of its
-    labels.txt (`labels_sha256`), names are kept under the identity that came in one answer with them, and an
-    answer is shown under the names of its own identity or not at all. What lies between two answers, be it a
-    proxy, a load balancer, a release or a restart with another repository, cannot mix the two.
+    Labels never name the probabilities of another release. Each answer carries the identity of its labels.txt
+    (`labels_sha256`), and names are kept under this identity. So a proxy, a load balancer, a release or a
+    restart with another repository between two answers cannot mix them.
     """
 
     def __init__(self, exchange: Exchange) -> None:
@@ -86,10 +84,10 @@ class Conversation:
         self._labels: dict[str, Labels] = {}
 
     def classify(self, question: Question) -> Steps[Answer]:
-        """Ask for the answer; then, once for each labels.txt, for the names.
+        """Request the answer, and once for each labels.txt the names.
 
-        FP32 values carry no names, and Triton's strings that do (`score:index:label`) cut the scores at six
-        decimals. So the names come from one request of their own, and every other call stays exact and cheap.
+        FP32 values have no names, and Triton's strings with names (`score:index:label`) cut the scores at six
+        decimals. So the names come from a separate request.
         """
         deadline = question.deadline
         encode_s = deadline.elapsed_s()
@@ -107,16 +105,16 @@ class Conversation:
                 except (ConnectionFailed, ModelNotReady):
                     if not self._exchange.balancer.has_other({asked.address}):
                         raise
-                    continue  # it went away between the two questions: another server answers both
+                    continue  # it stopped between the two requests: another server answers both
             if labels.identity == identity:
-                break  # else the model was replaced between the two questions
+                break  # else the model was replaced between the two requests
         timings = Timings(
             _to_ms(deadline.elapsed_s()), _to_ms(encode_s), _to_ms(asked.waiting_s), num_attempts
         )
         return read_answer(asked.reply, labels, question.min_score, timings)
 
     def explain(self, question: Question) -> Steps[Answer]:
-        """Ask about all that the item has, and about each modality alone."""
+        """Ask about the whole item, and about each modality alone."""
         image, text = question.image, question.text
         if not image or not text.strip():
             answer = yield from self.classify(question)
@@ -128,14 +126,14 @@ class Conversation:
         return explain(*answers)
 
     def labels(self, deadline: Deadline) -> Steps[Labels]:
-        """Ask for the labels. Only an inference returns them; a tiny one does."""
+        """Request the labels with a tiny inference: nothing else returns them."""
         return (yield from self._ask_for_labels(deadline, None))
 
     def server_info(self, deadline: Deadline) -> Steps[ServerInfo]:
         return (yield from self._exchange.describe(deadline)).reply
 
     def health(self, deadline: Deadline, is_deep: bool) -> Steps[Health]:
-        """Look once, without retries: the present truth is asked for. Never raises DiptychError."""
+        """Check once, without retries. Never raises DiptychError."""
         error: DiptychError | None = None
         try:
             if is_deep:
@@ -149,8 +147,9 @@ class Conversation:
         return Health(error is None, is_deep, _to_ms(deadline.elapsed_s()), error)
 
     def wait_until_ready(self, deadline: Deadline) -> Steps[None]:
-        """Ask until an inference is answered. Raises DeadlineExceeded with what was last in the way, and at
-        once what waiting cannot mend."""
+        """Ask until an inference is answered. Raises DeadlineExceeded with the last error, and at once an
+        error
+        that waiting cannot change."""
         while True:
             attempt = Deadline(min(POLL_TIMEOUT_S, deadline.remaining_s()))
             try:
@@ -165,7 +164,7 @@ class Conversation:
             yield Pause(POLL_S)
 
     def _learn_labels(self, identity: str, question: Question, at: Address) -> Steps[Labels]:
-        """Ask, unless another call has while this one waited for its turn."""
+        """Ask, unless another call has done it while this one waited."""
         known = self._labels.get(identity)
         return known or (yield from self._ask_for_labels(question.deadline, at, question.headers))
 

@@ -1,6 +1,6 @@
-"""A web page to try the model on: drop an image, type a text, see what each of them says.
+"""A web page to try the model: drop an image, type a text, see which of them decided.
 
-Knows Gradio (the extra `demo`) and the client; nothing of wires.
+Needs Gradio (the extra `demo`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ DECIDED_BY = {
     "together": "only together they give this label",
 }
 NUM_BARS = 5
-# Gradio's own theme fetches its fonts from elsewhere.
+# Gradio's default theme downloads fonts.
 FONTS = ("system-ui", "sans-serif")
 
 Bars = dict[str, float] | None
 
 
 def serve_demo(client: Client, *, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Serve the page until interrupted. Raises OSError where the port is taken."""
+    """Serve the page until interrupted. Raises OSError if the port is taken."""
     theme = gr.themes.Soft(font=FONTS, font_mono=("ui-monospace", "monospace"))
     build_page(client).launch(
         server_name=host, server_port=port, share=False, quiet=True, theme=theme, footer_links=[]
@@ -38,7 +38,7 @@ def serve_demo(client: Client, *, host: str = "127.0.0.1", port: int = 7860) -> 
 
 
 def build_page(client: Client) -> Any:
-    """The page as gradio.Blocks, to launch or to mount in an app of one's own."""
+    """The page as gradio.Blocks, to launch or to mount in your own app."""
 
     def ask(upload: dict[str, Any] | None, text: str) -> tuple[Bars, Bars, Bars, str]:
         if upload is None and not text.strip():
@@ -82,7 +82,7 @@ def build_page(client: Client) -> Any:
 
 
 def describe(answer: Answer) -> str:
-    """Which modality decided, where there are two; the time it took; the model that answered."""
+    """Which modality decided, if there are two; the time; the model version."""
     parts = [f"{answer.timings.total_ms:.0f} ms", f"model version {answer.model_version}"]
     explanation = answer.explanation
     if explanation is not None and explanation.image_only and explanation.text_only:

@@ -1,6 +1,6 @@
-"""What the process's surroundings say: environment variables and optional packages.
+"""Settings from environment variables, and optional packages.
 
-Secrets come from the environment, because every user of a machine can list the arguments of a command.
+Secrets come from the environment, because all users of a machine can read the arguments of a command.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DEFAULT_URL = "grpc://127.0.0.1:8001"
 def headers_of(environment: Mapping[str, str]) -> dict[str, str]:
     """DIPTYCH_HEADERS in OpenTelemetry's form: name=value,name=value, percent-encoded where needed.
 
-    Raises InvalidInput, without repeating what may be a secret.
+    Raises InvalidInput, without showing a value that may be a secret.
     """
     headers = {}
     for number, pair in enumerate(filter(None, environment.get("DIPTYCH_HEADERS", "").split(",")), start=1):
@@ -32,7 +32,7 @@ def headers_of(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def timeout_of(environment: Mapping[str, str]) -> float | None:
-    """DIPTYCH_TIMEOUT_S; None where it is not set. Raises InvalidInput."""
+    """DIPTYCH_TIMEOUT_S; None if it is not set. Raises InvalidInput."""
     text = environment.get("DIPTYCH_TIMEOUT_S")
     try:
         return float(text) if text else None
@@ -41,18 +41,18 @@ def timeout_of(environment: Mapping[str, str]) -> float | None:
 
 
 def tls_of(environment: Mapping[str, str]) -> Tls | None:
-    """DIPTYCH_CA_FILE, DIPTYCH_CERTIFICATE_FILE and DIPTYCH_KEY_FILE; None where none of them is set."""
+    """DIPTYCH_CA_FILE, DIPTYCH_CERTIFICATE_FILE and DIPTYCH_KEY_FILE; None if none of them is set."""
     files = [environment.get(f"DIPTYCH_{name}_FILE") or None for name in ("CA", "CERTIFICATE", "KEY")]
     return Tls(*files) if any(files) else None
 
 
 class MissingExtra(ImportError):
-    """An optional part was asked for whose packages are not installed. The message says how to get them."""
+    """The packages of an optional feature are not installed. The message says how to install them."""
 
 
 @contextlib.contextmanager
 def needs_extra(name: str) -> Iterator[None]:
-    """Around the imports that the extra `name` brings. Raises MissingExtra."""
+    """Use around imports of the extra `name`. Raises MissingExtra."""
     try:
         yield
     except ModuleNotFoundError as error:

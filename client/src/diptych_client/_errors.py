@@ -1,15 +1,15 @@
-"""What can go wrong with a call, as one tree, and the one place that maps the wire to it.
+"""The tree of errors of a call, and the mapping from the wire to it.
 
     DiptychError
-    ├── InvalidInput       the item or the argument, also a ValueError; sending it again cannot help
-    ├── NotAllowed         the server does not accept who we are; get another token, not another item
-    ├── ConnectionFailed   nobody answered at that address, or the connection broke
-    ├── DeadlineExceeded   no answer within the call's time, also a TimeoutError
-    ├── Overloaded         the server's queue is full; back off
-    ├── ModelNotReady      the server is up, but the model is not loaded or the server is stopping
-    └── ServerFault        the server broke, or answered something that is not an answer
+    ├── InvalidInput       the item or an argument is wrong (also a ValueError); do not retry
+    ├── NotAllowed         a missing or expired token
+    ├── ConnectionFailed   no server at that address, or the connection broke
+    ├── DeadlineExceeded   no answer in time (also a TimeoutError)
+    ├── Overloaded         the server cannot answer in time; retry later
+    ├── ModelNotReady      the model is not loaded, or the server is stopping
+    └── ServerFault        the server broke, or its answer is invalid
 
-Knows status codes and Triton's wording; must not know sockets or gRPC objects.
+Knows status codes and Triton's messages; must not know sockets or gRPC objects.
 """
 
 from __future__ import annotations
@@ -23,28 +23,27 @@ from collections.abc import Callable
 class DiptychError(Exception):
     """Any failure of a call.
 
-    message       what happened, in the server's own words where it spoke, without Triton's prefixes
-    request_id    the id that the server's logs and traces carry; None where nothing was sent
-    status        what the wire said: an HTTP status as in '503', or a gRPC one as in 'UNAVAILABLE'; None
-                  where no server answered
-    server        the address that was asked last, as in 'grpc://triton:8001 at 10.0.0.7'; None where none was
-    num_attempts  how often the request was sent
+    message       the server's message if it answered, without Triton's prefixes
+    request_id    the id in the server's logs and traces; None if nothing was sent
+    status        HTTP status such as '503', or gRPC status such as 'UNAVAILABLE'; None without an answer
+    server        the last address, such as 'grpc://triton:8001 at 10.0.0.7'; None if there was none
+    num_attempts  number of attempts
     """
 
     status: str | None = None
     server: str | None = None
     num_attempts: int = 0
-    # How long the server asks us to wait; None where it does not say.
+    # Seconds that the server asks us to wait; None if it does not say.
     retry_after_s: float | None = None
 
     def __init__(self, message: str, request_id: str | None = None) -> None:
-        # All arguments go into `args`, so that errors survive pickling on their way out of a worker process.
+        # All arguments are in `args`, so that errors can be pickled out of a worker process.
         super().__init__(message, request_id)
         self.message = message
         self.request_id = request_id
 
     def redact(self, redact: Callable[[str], str]) -> None:
-        """Reword in place, to keep secrets that a server repeated out of logs."""
+        """Change the message in place, to remove secrets that a server repeated."""
         self.message = redact(self.message)
         self.args = (self.message, *self.args[1:])
 
@@ -55,8 +54,8 @@ class DiptychError(Exception):
 class InvalidInput(DiptychError, ValueError):
     """The caller's error: an item or an argument that cannot be used.
 
-    field  'image', 'text', 'image and text', or an argument's name; None where the server did not say
-    found  what was there, in words; None where the server did not say
+    field  'image', 'text', 'image and text', or an argument's name; None if unknown
+    found  what was found, as text; None if unknown
     """
 
     def __init__(
@@ -78,13 +77,13 @@ class InvalidInput(DiptychError, ValueError):
 
     @property
     def is_about_item(self) -> bool:
-        """Whether the item itself is refused, and not an argument, a header or the whole request: other items
-        may still be answered, and the one who sent this item must change it."""
+        """Whether the item itself is refused, not an argument, a header or the whole request: other items may
+        still be answered, and this item must be changed."""
         return self.field in ITEM_FIELDS
 
     @classmethod
     def refusing(cls, field: str, found: str, accepted: str) -> InvalidInput:
-        """Where, what was found, what is accepted: the server's preprocessing words its errors the same."""
+        """Where, what was found, what is accepted: the same form as in the server's preprocessing."""
         return cls(f"{field}: found {found}; accepted: {accepted}", field=field, found=found)
 
 
@@ -92,7 +91,7 @@ ITEM_FIELDS = ("image", "text", "image and text", "item")
 
 
 class NotAllowed(DiptychError):
-    """The server does not accept who we are: a missing or expired token, or an API that needs a key."""
+    """The server refuses access: a missing or expired token, or an API that needs a key."""
 
 
 class ConnectionFailed(DiptychError):
@@ -108,19 +107,18 @@ class DeadlineExceeded(DiptychError, TimeoutError):
 
 
 class Overloaded(DiptychError):
-    """The server refused: its queue is full, or longer than it lets anybody wait."""
+    """The server refused: its queue is full, or the wait would be too long."""
 
 
 class ModelNotReady(DiptychError):
-    """The server answers, but not for this model now: not loaded yet, unknown, or stopping."""
+    """The server answers, but not for this model: not loaded yet, unknown, or stopping."""
 
 
 class ServerFault(DiptychError):
-    """The server's own error, or an answer that breaks the contract."""
+    """The server's own error, or an invalid answer."""
 
 
-# Ours, then gRPC's, then HTTP's: Triton's HTTP front end writes its codes as these statuses, and the rest
-# are what proxies in front of it say.
+# Our error, then gRPC's codes, then HTTP's statuses: those of Triton's HTTP front end, and those of proxies.
 _CODE_OF_HTTP_STATUS = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -142,17 +140,17 @@ _ERROR_OF_CODE: dict[str, type[DiptychError]] = {
     "NOT_FOUND": ModelNotReady,
     "RESOURCE_EXHAUSTED": Overloaded,
     "UNAVAILABLE": ConnectionFailed,
-    "CANCELLED": ConnectionFailed,  # the channel was closed under the call
+    "CANCELLED": ConnectionFailed,  # the channel was closed during the call
     "DEADLINE_EXCEEDED": DeadlineExceeded,
 }
 
-# Waited in Triton's queue for longer than allowed: by the caller's deadline, or by the server's own limit.
+# Waited too long in Triton's queue: for the caller's deadline, or for the server's limit.
 QUEUE_TIMEOUT = "Request timeout expired"
 
-# gRPC's limit of a message's size.
+# gRPC's limit on the size of a message.
 _TOO_LARGE = "message larger than max"
 
-# The code alone does not tell these apart (24.10 says UNAVAILABLE for the first six): the words do.
+# The code is the same (24.10: UNAVAILABLE for the first six); only the messages differ (docs/triton.md, 20).
 _ERROR_OF_WORDS: tuple[tuple[str, type[DiptychError]], ...] = (
     ("Exceeds maximum queue size", Overloaded),
     (QUEUE_TIMEOUT, DeadlineExceeded),
@@ -160,18 +158,18 @@ _ERROR_OF_WORDS: tuple[tuple[str, type[DiptychError]], ...] = (
     ("not at ready state", ModelNotReady),
     ("stopped accepting new inference requests", ModelNotReady),
     ("Server is stopping", ModelNotReady),
-    ("is restricted, expecting header", NotAllowed),  # an API that is closed to those without its key
+    ("is restricted, expecting header", NotAllowed),  # an API that needs a key
     (_TOO_LARGE, InvalidInput),  # which says RESOURCE_EXHAUSTED
 )
 
-# Triton's INVALID_ARGUMENT that no item causes: a model that is not ours, or an export from long ago.
+# Triton's INVALID_ARGUMENT that no item causes: another model, or an old export.
 _NOT_OUR_MODEL = "unexpected inference output"
 
 _PREFIXES = re.compile(r"^(\[request id: [^\]]*\] |in ensemble '[^']*', )+")
 _FIELD = re.compile(r"^preprocess: (image and text|image|text): found (.*?)(; accepted: |$)", re.DOTALL)
 
 
-# Triton puts the id of the request before the messages of its errors.
+# Triton puts the request's id before its error messages.
 _REQUEST_ID = re.compile(r"^\[request id: ([^\]]*)\] ")
 _LONGEST_RETRY_AFTER_S = 1e6
 
@@ -179,7 +177,7 @@ _LONGEST_RETRY_AFTER_S = 1e6
 def error_from_grpc(
     code: str, details: str, request_id: str | None, retry_after: str | None = None
 ) -> DiptychError:
-    """Ours for a gRPC status: `code` by name, as in 'UNAVAILABLE'."""
+    """Our error for a gRPC status; `code` is a name such as 'UNAVAILABLE'."""
     message = details or f"gRPC status {code} without a message"
     return _error(code, code, message, request_id, retry_after)
 
@@ -187,7 +185,7 @@ def error_from_grpc(
 def error_from_http(
     status: int, body: bytes, request_id: str | None, retry_after: str | None = None
 ) -> DiptychError:
-    """Ours for an HTTP status: the body is Triton's {"error": ...}, or whatever a proxy wrote."""
+    """Our error for an HTTP status; the body is Triton's {"error": ...}, or a proxy's."""
     try:
         message = json.loads(body)["error"]
         if not isinstance(message, str):
@@ -205,7 +203,7 @@ def is_of_another_request(message: str, request_id: str | None) -> bool:
 
 
 def wrong_answer(found: object, request_id: str | None) -> ConnectionFailed:
-    """A proxy or a connection gave us what another request asked for. Asking again over another one helps."""
+    """A proxy or a connection returned another request's answer. A retry on another connection helps."""
     return ConnectionFailed(f"an answer to another request ({found!r:.100}) came back", request_id)
 
 
@@ -216,7 +214,7 @@ def _error(
         return wrong_answer(_REQUEST_ID.match(message)[1], request_id)  # type: ignore[index]
     error = _typed_error(status, code, _PREFIXES.sub("", message), request_id)
     error.status = status
-    with contextlib.suppress(ValueError):  # HTTP allows a date too; then we choose the pause ourselves
+    with contextlib.suppress(ValueError):  # HTTP also allows a date; then we choose the pause
         seconds = float(retry_after or "")
         if 0 <= seconds <= _LONGEST_RETRY_AFTER_S:
             error.retry_after_s = seconds

@@ -1,8 +1,8 @@
-"""Gets one message answered, without any I/O: which server, and whether to send again.
+"""Gets an answer to one message, without any I/O: chooses the server, and whether to send again.
 
-The logic here and in `_conversation.py` is generators. A generator yields a step, is sent the step's outcome
-or thrown its DiptychError, and returns the result at its end. So the order of things is written once, and
-`Client` and `AsyncClient` only carry the steps out, as httpx does with its authentication flows.
+The logic here and in `_conversation.py` is generators. A generator yields a step, receives its outcome (or
+its DiptychError is thrown into it), and returns the result. So the logic is written once, and `Client` and
+`AsyncClient` only carry out the steps, as in httpx's authentication flows.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ T = TypeVar("T")
 class Infer:
     """Outcome: Reply.
 
-    connect_timeout_s  how long connecting may take, so that time is left for other servers
-    headers            of this call alone
+    connect_timeout_s  seconds to connect, so that time is left for other servers
+    headers            only for this call
     """
 
     address: Address
@@ -56,7 +56,7 @@ class Describe:
 
 @dataclasses.dataclass(frozen=True)
 class Resolve:
-    """Look a name up. Outcome: None, once the look-up has ended, or at once where nobody has to wait."""
+    """Look up a name. Outcome: None, after the look-up, or at once if the call need not wait."""
 
     endpoint: Endpoint
     deadline: Deadline
@@ -72,14 +72,14 @@ class Pause:
 
 @dataclasses.dataclass(frozen=True)
 class Together:
-    """Run all at once. Outcome: list of their results, in order; the first error, where there is one."""
+    """Run all at once. Outcome: list of their results, in order; the first error, if there is one."""
 
     parts: tuple[Steps[Any], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Alone:
-    """Run when no other call of this client runs such a part. Outcome: its result."""
+    """Run while no other call of this client runs such a part. Outcome: its result."""
 
     part: Steps[Any]
     deadline: Deadline
@@ -89,14 +89,14 @@ class Alone:
 Step = Infer | Describe | Resolve | Pause | Together | Alone
 Steps = Generator[Step, Any, T]
 
-# A caller with more than this left when the server's queue drops the request has met the server's limit.
+# If the server's queue drops a request with more than this time left, it was the server's limit.
 TIME_LEFT_S = 0.1
 _log = logging.getLogger("diptych_client")
 
 
 @dataclasses.dataclass(frozen=True)
 class Answered(Generic[T]):
-    """A reply, whose it is, and how long its own attempt took."""
+    """A reply, its server, and the duration of its attempt."""
 
     reply: T
     address: Address
@@ -105,7 +105,8 @@ class Answered(Generic[T]):
 
 
 class Exchange:
-    """Gets one message answered: chooses the server, sends again where that helps, remembers who is down.
+    """Gets an answer to one message: chooses the server, retries if that helps, remembers which servers are
+    down.
 
     One for each client. Safe to share between threads.
     """
@@ -152,7 +153,7 @@ class Exchange:
             address = self.balancer.pick(tried) if at is None else at
             tried.append(address)
             num_others = self.balancer.num_others(tried) if at is None else 0
-            # Where nothing is left, the transport says so, with the request's id.
+            # If no time is left, the transport raises, with the request's id.
             left_s = max(0.0, deadline.timeout_s - deadline.elapsed_s())
             connect_timeout_s = min(CONNECT_TIMEOUT_S, left_s / (1 + num_others))
             started_s = time.monotonic()
@@ -167,7 +168,7 @@ class Exchange:
                 pause_s = self._budget.pause_s(error, len(tried), deadline, has_other) if may_retry else None
                 if pause_s is None:
                     raise error from caught.__cause__
-                # Not the message: it may hold words of an item.
+                # Not the message: it may contain text of an item.
                 kind = type(error).__name__
                 _log.info("%s: %s; attempt %d in %.2f s", address, kind, len(tried) + 1, pause_s)
             else:
@@ -178,7 +179,7 @@ class Exchange:
                 yield Pause(pause_s)
 
     def _resolve(self, deadline: Deadline) -> Steps[None]:
-        """Look up the names whose addresses are old. Only a name without any address is waited for."""
+        """Look up the names with old addresses. Wait only for a name without any address."""
         for endpoint in self.balancer.stale():
             try:
                 yield Resolve(endpoint, deadline, must_wait=not self.balancer.has_addresses(endpoint))

@@ -1,4 +1,4 @@
-"""What goes with every request beside the item: bearer tokens, Triton's restricted-API keys, tracing ids.
+"""Headers of every request: bearer tokens, Triton's restricted-API keys, tracing ids.
 
 Values are secrets: they appear in no repr, no error and no log.
 """
@@ -23,18 +23,18 @@ GivenHeaders = (
 _NAME = re.compile(r"[a-z0-9_.-]+")  # gRPC's alphabet, which is smaller than HTTP's
 _VALUE = re.compile(r"[\x20-\x7e]*")
 _OURS = frozenset(("connection", "content-length", "content-type", "host", "te", "transfer-encoding"))
-# Shorter words could stand in a message by chance.
+# Shorter values could be part of a message by chance.
 _MIN_SECRET_LENGTH = 6
-# A server may repeat a token that has been renewed meanwhile.
+# A server may repeat a token that has since been renewed.
 _NUM_SECRETS_KEPT = 64
 _ACCEPTED = "a mapping, or a function that returns one"
 
 
 class Headers:
-    """Names in lower case, as gRPC wants them and HTTP does not mind.
+    """Names are in lower case, as gRPC requires and HTTP allows.
 
-    given  a mapping; or a function that returns one, called for every request, for tokens that expire. It may
-           be asynchronous where the client is.
+    given  a mapping; or a function that returns one, called for every request, for tokens that expire. In an
+           AsyncClient it may be asynchronous.
     """
 
     def __init__(self, given: GivenHeaders = None, *, may_be_async: bool = False) -> None:
@@ -54,14 +54,14 @@ class Headers:
         return self._renew is not None
 
     def renewed(self) -> Any:
-        """What the given function returns, to be awaited where `is_async`. Raises what it raises."""
+        """The given function's result, to be awaited if `is_async`. Raises what it raises."""
         assert self._renew is not None
         return self._renew()
 
     def pairs(self, renewed: object = None, of_the_call: Pairs = ()) -> Pairs:
-        """What to send now. Those of the call go before the client's, and both before OpenTelemetry's.
+        """The headers to send. Those of the call override the client's, and both override OpenTelemetry's.
 
-        renewed  what the function has returned, where there is one
+        renewed  the function's result, if there is one
         raises   InvalidInput
         """
         fixed = self._fixed
@@ -75,7 +75,7 @@ class Headers:
         return _joined(fixed, _sendable(traced)) if traced else fixed
 
     def redact(self, message: str) -> str:
-        """A message without the values that were sent, for servers and proxies that repeat them."""
+        """A message without the sent values, because servers and proxies may repeat them."""
         with self._lock:
             secrets = tuple(self._secrets)
         for secret in secrets:
@@ -99,7 +99,7 @@ class Headers:
 def checked_headers(given: object, found: str = "") -> Pairs:
     """Raises InvalidInput by name, never by value.
 
-    found  how the error begins that says what was found
+    found  the start of the error's description
     """
     if given is None and not found:
         return ()
@@ -118,14 +118,15 @@ def checked_headers(given: object, found: str = "") -> Pairs:
 
 
 def _joined(first: Pairs, then: Pairs) -> Pairs:
-    """Both, each name once, as the first has it."""
+    """Both together; the first one's value wins."""
     names = {name for name, _ in first}
     return (*first, *(pair for pair in then if pair[0] not in names))
 
 
 def _sendable(traced: Pairs) -> Pairs:
-    """What propagators wrote, as gRPC takes it: AWS X-Ray's names have capital letters. What cannot be sent
-    is left out, because tracing must not fail a call."""
+    """The propagators' headers, with names in lower case (AWS X-Ray's have capitals). Invalid ones are left
+    out,
+    because tracing must not fail a call."""
     lowered = ((name.lower(), value.strip()) for name, value in traced)
     return tuple(
         (name, value)

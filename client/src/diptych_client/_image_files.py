@@ -1,7 +1,7 @@
-"""Reads what an image file says about itself, without a decoder, and hides metadata from decoders.
+"""Reads the header of an image file without a decoder, and hides metadata from decoders.
 
-A decoder reads all metadata when it opens a file, and some of it at length: for a JPEG of 400 kB with
-overlapping EXIF entries, Pillow took 7.6 s and 3.2 GB. Nothing here takes longer than the file is long.
+A decoder reads all metadata when it opens a file: for a JPEG of 400 kB with overlapping EXIF entries,
+Pillow took 7.6 s and 3.2 GB. The code here takes time proportional to the file's size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diptych_client._limits import Limits
 
-# Pillow reads the comments of a GIF in quadratic time. The server takes a GIF as it is, or does not.
+# Pillow reads the comments of a GIF in quadratic time, so GIFs are never decoded here.
 NEVER_DECODED = "GIF"
 
 # As many segments as the server reads before it gives up.
@@ -33,9 +33,9 @@ _TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8,
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a file says.
+    """A file's header.
 
-    width, height    0 where only a decoder can tell
+    width, height    0 if only a decoder knows them
     coefficients     of a progressive JPEG: a decoder holds all of them
     scanned_samples  of a progressive JPEG, summed over its scans
     """
@@ -51,7 +51,7 @@ class Header:
         return self.width * self.height
 
     def is_taken(self, limits: Limits) -> bool:
-        """Whether a server with these limits takes the file."""
+        """Whether a server with these limits accepts the file."""
         return (
             0 < limits.max_pixels(self.format) >= self.pixels
             and self.coefficients <= limits.max_jpeg_coefficients
@@ -60,9 +60,9 @@ class Header:
 
 
 def needs_decoding(data: bytes, limits: Limits, shrink_to_px: int | None) -> Header | None:
-    """The header of a file that cannot go out as it is; None for one that can.
+    """The header of a file that must be converted; None for one that is sent unchanged.
 
-    What is no image at all goes out untouched too: the server is the judge of it, and says what it found.
+    A file that is not an image is sent unchanged too: the server refuses it and says what it found.
     """
     header = read_header(data)
     if header is None or not header.is_taken(limits):
@@ -72,7 +72,7 @@ def needs_decoding(data: bytes, limits: Limits, shrink_to_px: int | None) -> Hea
 
 
 def read_header(data: bytes) -> Header | None:
-    """None for what is none of the formats that we know, or too short or too damaged to tell."""
+    """None if the format is unknown, or the file is too short or damaged."""
     for signature, read in _READERS.items():
         if re.match(signature, data, re.DOTALL):
             try:
@@ -163,8 +163,8 @@ _READERS: dict[bytes, Callable[[bytes], Header | None]] = {
 
 
 def bare(data: bytes, kind: str) -> tuple[bytes, int]:
-    """The file without metadata that a decoder would read at length, and its orientation as in EXIF (1 also
-    where the decoder turns it). May raise struct.error or ValueError."""
+    """The file without metadata that is slow to decode, and its orientation as in EXIF (also 1 if the decoder
+    turns it). May raise struct.error or ValueError."""
     if kind == "JPEG":
         return _bare_jpeg(data)
     if kind == "TIFF":
@@ -175,7 +175,7 @@ def bare(data: bytes, kind: str) -> tuple[bytes, int]:
 
 
 def _bare_jpeg(data: bytes) -> tuple[bytes, int]:
-    """Keep tables, frame and scans, and of the application's segments those that tell the colours."""
+    """Keep tables, frame and scans, and the application segments that define the colours."""
     kept, exif, end = [data[:2]], b"", 2
     for marker, start, end in _jpeg_segments(data):
         if marker in (0xE0, 0xEE) or not 0xE0 <= marker <= 0xFE:
@@ -186,7 +186,7 @@ def _bare_jpeg(data: bytes) -> tuple[bytes, int]:
 
 
 def orientation_of(exif: bytes) -> int:
-    """As EXIF says; 1, upright, where it does not."""
+    """EXIF's orientation; 1, upright, if there is none."""
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
@@ -209,7 +209,7 @@ def _tags(tiff: bytes, order: str, start: int) -> Iterator[tuple[int, int, int, 
 
 
 def _require_few_tags(tiff: bytes) -> None:
-    """Refuse a TIFF whose tags hold more than the file itself, because they overlap: Pillow reads each."""
+    """Refuse a TIFF whose tags overlap, so that they hold more than the file: Pillow reads each."""
     order = "<" if tiff.startswith(b"II") else ">"
     directories, seen, num_bytes = [4], set(), 0
     while directories:
@@ -226,8 +226,8 @@ def _require_few_tags(tiff: bytes) -> None:
 
 
 def _without_exif(data: bytes) -> bytes:
-    """An AVIF or HEIC file whose EXIF is hidden, because Pillow would read all of it. These formats say
-    elsewhere how an image is turned."""
+    """An AVIF or HEIC file with its EXIF hidden, because Pillow would read all of it. In these formats the
+    orientation is elsewhere."""
     boxes, at = [], 0
     while at + 8 <= len(data):
         num_bytes, kind = struct.unpack_from(">L4s", data, at)

@@ -1,4 +1,4 @@
-"""Makes of any image a file that the server takes. Owns Pillow, which sees only what has to be decoded."""
+"""Converts any image to a file that the server accepts. The only module that uses Pillow."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 ACCEPTED_IMAGE = "a whole JPEG, PNG, WebP, GIF, BMP, AVIF, HEIC or TIFF file"
 
-# No model sees more: they work on a few hundred pixels a side. Of a photo of 12 megapixels, the pixels that a
-# model of 224 x 224 gets move by 0.2 grey levels on average, as they do for a JPEG of all 12 megapixels.
+# Models use a few hundred pixels a side. On a photo of 12 megapixels, scaling changed the pixels of a 224 x
+# 224 model by 0.2 grey levels on average, as did a JPEG of all 12 megapixels.
 _LONGEST_SIDE_PX = 2048
-# More would take a second and 25 MB as PNG.
+# A larger PNG would take a second and 25 MB.
 _MAX_LOSSLESS_PIXELS = 2**22
-# What PNG stores as it is.
+# Modes that PNG stores unchanged.
 _PNG_MODES = frozenset(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"))
 # 3 megapixels of photograph: level 1 takes 276 ms for 5.4 MB, the default level 6 takes 689 ms for 4.8 MB.
 _PNG_COMPRESS_LEVEL = 1
-# No visible loss, and what training's images have mostly been through as well.
+# No visible loss; most training images were compressed like this too.
 _JPEG_QUALITY = 95
 _JPEG_QUALITY_SHRUNK = 90
 
@@ -46,7 +46,7 @@ _TURNS = {
 
 
 def convert(data: bytes, header: Header, limits: Limits, shrink_to_px: int | None) -> bytes:
-    """A file that cannot go out as it is, in a form that the server takes.
+    """A file that must be converted, in a form that the server accepts.
 
     Raises InvalidInput for too many pixels, and for a file that cannot be read.
     """
@@ -59,11 +59,11 @@ def convert(data: bytes, header: Header, limits: Limits, shrink_to_px: int | Non
 
 def encode(picture: Image.Image, limits: Limits, shrink_to_px: int | None) -> bytes:
     """An image in memory: PNG, which keeps every pixel, up to 4 megapixels; larger ones scaled down to 2048
-    pixels, as JPEG where they are opaque. Raises InvalidInput."""
+    pixels, as JPEG if they are opaque. Raises InvalidInput."""
     if not picture.width or not picture.height:
         raise InvalidInput.refusing("image", f"{picture.width} x {picture.height} pixels", "at least 1 x 1")
     if picture.mode == "F" or (picture.mode == "I" and picture.format is None):
-        # Whether 1, 255 or 65,535 is white, nobody can tell; a file of mode I has 16 bits.
+        # White may be 1, 255 or 65,535. A file of mode I has 16 bits.
         found = f"a PIL image of mode {picture.mode}, whose white is unknown"
         raise InvalidInput.refusing("image", found, "any other mode, such as L, I;16 or RGB")
     is_undecoded = bool(getattr(picture, "tile", None))
@@ -78,7 +78,7 @@ def encode(picture: Image.Image, limits: Limits, shrink_to_px: int | None) -> by
 
 
 def _shrunk(data: bytes, header: Header, to_px: int) -> bytes:
-    """A file that the server takes, scaled down because the caller wants it; as it is where that fails."""
+    """A file that the server accepts, scaled down for the caller; unchanged if that fails."""
     try:
         picture = _open(data, header.format)
         picture.draft("RGB", (2 * to_px, 2 * to_px))  # JPEGs can be decoded at a fraction
@@ -88,7 +88,7 @@ def _shrunk(data: bytes, header: Header, to_px: int) -> bytes:
 
 
 def _converted(data: bytes, header: Header, limits: Limits, shrink_to_px: int | None) -> bytes:
-    """A file that the server does not take, in a form that it does."""
+    """Convert a file that the server does not accept."""
     is_small = (
         header.pixels <= limits.max_converted_pixels and header.scanned_samples <= _MAX_CONVERTED_SAMPLES
     )
@@ -123,7 +123,7 @@ def _encode(picture: Image.Image, limits: Limits, shrink_to_px: int | None) -> b
 
 
 def _encode_scaled(picture: Image.Image, longest_px: int, max_pixels: int, quality: int) -> bytes:
-    """Upright, scaled down to a longest side and a number of pixels; JPEG where it is opaque and 8-bit."""
+    """Upright, scaled down to a longest side and a number of pixels; JPEG if it is opaque and 8-bit."""
     whole = _upright(_plain(picture))
     scale = min(1.0, longest_px / max(whole.size), math.sqrt(max_pixels / (whole.width * whole.height)))
     size = max(1, int(whole.width * scale)), max(1, int(whole.height * scale))
@@ -139,7 +139,7 @@ def _encode_scaled(picture: Image.Image, longest_px: int, max_pixels: int, quali
 
 
 def _plain(picture: Image.Image) -> Image.Image:
-    """In a mode that PNG has. What is transparent stays so."""
+    """In a mode that PNG has; transparency is kept."""
     if picture.mode in _PNG_MODES:
         return picture
     if picture.mode.startswith("I"):

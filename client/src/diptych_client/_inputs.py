@@ -1,7 +1,7 @@
-"""Turns what a caller holds into the two byte strings that a request carries.
+"""Turns a caller's image and text into the two byte strings of a request.
 
-Files and arrays become an encoded image. An encoded image that the server takes stays as it is. Pillow and
-numpy are imported only when an image must be decoded or encoded: `_images.py` owns Pillow.
+Files and arrays become an encoded image. An encoded image that the server accepts stays unchanged. Pillow and
+numpy are imported only if an image must be decoded or encoded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ImageInput = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]
 
 
 class Item(TypedDict, total=False):
-    """What `classify_many` takes for each item: either may be missing. Other keys are left alone."""
+    """An item of `classify_many`: either key may be missing; other keys are ignored."""
 
     image: ImageInput
     text: str | None
@@ -42,7 +42,7 @@ class Item(TypedDict, total=False):
 
 ACCEPTED_IMAGE = "a path, bytes, a binary file object, a PIL image, an (H, W, 3) uint8 array, or None"
 ACCEPTED_FILE = "an encoded image file, or None for no image"
-# Fetching what strangers name would let them reach this host's private network (server-side request forgery).
+# Fetching strangers' URLs would let them reach this host's private network (server-side request forgery).
 ACCEPTED_FOR_URL = "a path or bytes: URLs are never fetched, unless the client has a `fetch` that you trust"
 
 READ_AT_ONCE_BYTES = 2**20
@@ -56,8 +56,8 @@ Fetch = Callable[[str], bytes]
 class InputRules:
     """How a client treats its callers' items.
 
-    shrink_to_px  the longest side that is sent; larger pictures are scaled down. None: as they are
-    fetch         gets the bytes behind a URL; None: URLs are refused
+    shrink_to_px  longest side of sent images; larger ones are scaled down. None: unchanged
+    fetch         a function from a URL to bytes; None: URLs are refused
     """
 
     limits: Limits = dataclasses.field(default_factory=Limits)
@@ -76,7 +76,7 @@ _DEFAULT_RULES = InputRules()
 def encode_item(
     image: ImageInput, text: str | None, rules: InputRules = _DEFAULT_RULES
 ) -> tuple[bytes, bytes]:
-    """One item as (image file, UTF-8 text); empty where absent. Raises InvalidInput."""
+    """One item as (image file, UTF-8 text); empty if absent. Raises InvalidInput."""
     encoded_image, encoded_text = encode_image(image, rules), encode_text(text, rules)
     if not encoded_image and not encoded_text.strip():
         raise InvalidInput.refusing("image and text", "both empty", "an image, a text, or both")
@@ -100,10 +100,10 @@ def encode_text(text: str | None, rules: InputRules = _DEFAULT_RULES) -> bytes:
 
 
 def encode_image(image: ImageInput, rules: InputRules = _DEFAULT_RULES) -> bytes:
-    """An encoded image file; empty for None alone, so that a mishap does not pass for a missing image."""
+    """An encoded image file; empty only for None, so that an empty file does not count as a missing image."""
     if image is None:
         return b""
-    held: Any = image  # the type checker cannot follow checks that do without the imports
+    held: Any = image  # the type checker cannot follow checks without the imports
     if _is_a(image, "PIL.Image", "Image"):
         return _checked_size(_from_pixels(held, rules), rules.limits)
     if _is_a(image, "numpy", "ndarray"):
@@ -126,7 +126,7 @@ def encode_image(image: ImageInput, rules: InputRules = _DEFAULT_RULES) -> bytes
 
 
 def is_at_hand(image: ImageInput, rules: InputRules) -> bool:
-    """Whether an image becomes bytes without waiting for a disk or a network, and without being decoded."""
+    """Whether an image becomes bytes without disk, network or decoding."""
     if isinstance(image, (bytes, bytearray, memoryview)):
         return needs_decoding(bytes(image), rules.limits, rules.shrink_to_px) is None
     return image is None
@@ -171,11 +171,11 @@ def _read_file(file: IO[bytes], limits: Limits) -> bytes:
 
 
 class _NotBytes(Exception):
-    """What a file object reads instead: text, or None where it does not wait for its data."""
+    """What a file object reads instead of bytes: text, or None if it is non-blocking."""
 
 
 def _read_to_end(file: IO[bytes], limits: Limits) -> bytes:
-    """All of a file, or a byte more than is allowed. A raw pipe returns what has come so far, so read on."""
+    """All of a file, or one byte more than is allowed. A raw pipe may return less, so read repeatedly."""
     parts: list[bytes] = []
     left = limits.max_image_bytes + 1
     while left > 0:
@@ -225,7 +225,7 @@ def _not_empty(data: bytes, found: str) -> bytes:
 
 
 def _is_a(value: object, module: str, name: str) -> bool:
-    """isinstance without the import: whoever holds a PIL image has imported Pillow."""
+    """isinstance without the import: a caller with a PIL image has imported Pillow."""
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(value, kind)
 

@@ -7,15 +7,15 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the server refuses, and what is decoded here for that.
+    """The server's limits, and the limit of conversion here.
 
-    All but the last are the server's own, as `diptych export` writes them unless its config says otherwise. A
-    pixel limit of 0: the server does not take the format.
+    All but the last are the server's, with the defaults of `diptych export`. A pixel limit of 0: the server
+    refuses the format.
 
     max_jpeg_coefficients     of a progressive JPEG: a decoder holds all of them
     max_jpeg_scanned_samples  of a progressive JPEG, summed over its scans
-    max_converted_pixels      of a file that the server does not take and that is converted here. Decoding
-                              takes about 45 ms and up to 18 MB for each megapixel. 0: no file is converted.
+    max_converted_pixels      of a file that is converted here because the server refuses it. Decoding takes
+                              about 45 ms and up to 18 MB for each megapixel. 0: no file is converted.
     """
 
     max_image_bytes: int = 20 * 2**20
@@ -33,6 +33,6 @@ class Limits:
     max_converted_pixels: int = 25_000_000
 
     def max_pixels(self, format: str) -> int:
-        """Of a format, as in 'JPEG'."""
+        """The pixel limit of a format such as 'JPEG'."""
         limit: int = getattr(self, f"max_{format.lower()}_pixels")
         return limit

@@ -1,8 +1,8 @@
-"""Many items through one client: several at once, never more than a few in memory.
+"""Classifies many items with one client: several at once, few in memory.
 
-Knows nothing of wires: it calls the client's own `classify`, in threads or in tasks. Each item is a request
-of its own. Triton makes batches of the requests of all callers, and a request has one error and one deadline:
-one bad item in a request of many would cost all of them their answers.
+It calls the client's `classify` in threads or tasks. Each item is its own request: Triton batches the
+requests of all callers, and a request has one error and one deadline, so one bad item would fail all items
+of its request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from diptych_client._errors import DiptychError, InvalidInput
 
 ACCEPTED_ITEM = "a mapping with the keys 'image' and 'text', or an object with these attributes"
 
-# Answers wait here for their turn, so that one slow item does not idle the calls behind it.
+# Answers wait here for their turn, so that one slow item does not stop the others.
 ITEMS_HELD_PER_CALL = 2
 
 AnyFuture = TypeVar("AnyFuture", "concurrent.futures.Future[Outcome]", "asyncio.Task[Outcome]")
@@ -37,7 +37,7 @@ AnyFuture = TypeVar("AnyFuture", "concurrent.futures.Future[Outcome]", "asyncio.
 def classify_many(
     classify: Callable[..., Answer], items: Iterable[object], *, concurrency: int, ordered: bool
 ) -> Generator[Outcome, None, None]:
-    """What `Client.classify_many` says; `classify` takes the parts of one item."""
+    """`Client.classify_many`; `classify` takes the parts of one item."""
     _require_positive(concurrency)
     return _classify_in_threads(classify, items, concurrency, ordered)
 
@@ -49,7 +49,7 @@ def classify_many_async(
     concurrency: int,
     ordered: bool,
 ) -> AsyncIterator[Outcome]:
-    """What `AsyncClient.classify_many` says."""
+    """`AsyncClient.classify_many`."""
     _require_positive(concurrency)
     return _classify_in_tasks(classify, items, concurrency, ordered)
 
@@ -79,7 +79,7 @@ def _classify_in_threads(
 def _finished(
     held: list[concurrent.futures.Future[Outcome]], most: int, ordered: bool
 ) -> Generator[Outcome, None, None]:
-    """The outcomes that may be handed out; waits until fewer than `most` are held."""
+    """The outcomes that are ready to yield; waits until fewer than `most` are held."""
     while held:
         call = _take_ready(held, ordered)
         if call is not None:
@@ -97,8 +97,9 @@ async def _classify_in_tasks(
     concurrency: int,
     ordered: bool,
 ) -> AsyncIterator[Outcome]:
-    """One task takes the items, because an asynchronous source may not be resumed by another one. This one
-    waits for whatever comes first: a finished call, or the end of the items."""
+    """One task takes the items, because an asynchronous source must be resumed by the same task. This one
+    waits
+    for a finished call or the end of the items."""
     calls, room = asyncio.Semaphore(concurrency), asyncio.Semaphore(ITEMS_HELD_PER_CALL * concurrency)
     held: list[asyncio.Task[Outcome]] = []
     progress = asyncio.Event()
@@ -131,7 +132,7 @@ async def _classify_in_tasks(
                 room.release()
                 yield call.result()
             if taking.done():
-                taking.result()  # raises what the source raised
+                taking.result()  # raises the source's error
                 if not held:
                     return
             await progress.wait()
@@ -142,7 +143,7 @@ async def _classify_in_tasks(
 
 
 def _take_ready(held: list[AnyFuture], ordered: bool) -> AnyFuture | None:
-    """Remove a call that is done: the oldest of all, or where the order does not matter, any."""
+    """Remove a finished call: the oldest of all, or any if the order does not matter."""
     for number, call in enumerate(held[:1] if ordered else held):
         if call.done():
             return held.pop(number)
@@ -156,11 +157,11 @@ async def _to_async(items: Iterable[object] | AsyncIterable[object]) -> AsyncGen
     else:
         for item in items:
             yield item
-            await asyncio.sleep(0)  # else an endless source that is always ready starves the calls
+            await asyncio.sleep(0)  # else an endless source that is always ready blocks the calls
 
 
 def _parts_of(item: object) -> dict[str, Any]:
-    """The arguments of `classify`. Raises InvalidInput where the item has neither part."""
+    """The arguments of `classify`. Raises InvalidInput if the item has neither part."""
     if isinstance(item, Mapping):
         parts = {name: item[name] for name in ("image", "text") if name in item}
         found = f"a mapping with the keys {sorted(map(str, item))}"
@@ -173,7 +174,7 @@ def _parts_of(item: object) -> dict[str, Any]:
 
 
 def _without_frames(error: DiptychError) -> DiptychError:
-    """Callers collect errors; the frames in its traceback would keep the image."""
+    """Remove the traceback: callers collect errors, and its frames would keep the image in memory."""
     chained: BaseException | None = error
     while chained is not None:
         chained.__traceback__ = None

@@ -1,11 +1,10 @@
-"""How long a call may take in all, and whether a failed request is sent again within that time.
+"""The deadline of a call, and whether a failed request is sent again within it.
 
-Decides only; `_conversation.py` acts. Sending again is safe, because an inference changes nothing on the
-server. It helps against failures that say "not now": no connection, a full queue, a server that stops or is
-not ready. It never helps against bad input.
+It only decides; `_exchange.py` acts. Sending again is safe, because an inference changes nothing on the
+server. It helps if there is no connection, a full queue, or a server that stops or is not ready, never
+against bad input.
 
-Retry libraries (tenacity, stamina) run their own sleep loop, once for threads and once for event loops, and
-cannot cap retries across calls. What would remain of them here is one call of `random`.
+Retry libraries (tenacity, stamina) run their own sleep loop and cannot limit retries across calls.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from diptych_client._errors import (
     Overloaded,
 )
 
-# Threads cannot wait for longer than some hundred years; eleven days are longer than any call.
+# Threads cannot wait for centuries; eleven days are longer than any call.
 LONGEST_TIMEOUT_S = 1e6
 
 
 class Deadline:
-    """Starts when it is made. Every wait of the call asks it how long it may still take."""
+    """The deadline of a call, from its creation. Every wait of the call is limited by it."""
 
     def __init__(self, timeout_s: float) -> None:
         if not is_number(timeout_s) or not 0 < timeout_s <= LONGEST_TIMEOUT_S:
@@ -44,7 +43,7 @@ class Deadline:
         return time.monotonic() - self._started_s
 
     def remaining_s(self, request_id: str | None = None) -> float:
-        """Seconds left, always positive. Raises DeadlineExceeded where there are none."""
+        """Seconds left, always positive. Raises DeadlineExceeded if there are none."""
         remaining_s = self.timeout_s - self.elapsed_s()
         if remaining_s <= 0:
             raise self.exceeded(request_id)
@@ -59,16 +58,16 @@ class Deadline:
 
 
 def is_number(value: object) -> bool:
-    """Whether it can be compared with numbers; True and NaN are none."""
+    """Whether it is a number; True and NaN are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
 
 
-# A request that has waited in Triton's queue until its own deadline is UNAVAILABLE too, but comes as
-# DeadlineExceeded; one that has met the server's limit there, with time left, as Overloaded.
+# A request that waited in Triton's queue until its own deadline is also UNAVAILABLE, but becomes
+# DeadlineExceeded; one that reached the server's limit, with time left, becomes Overloaded.
 RETRIED = (ConnectionFailed, ModelNotReady, Overloaded)
 
 
-# What no other attempt at the same address can mend: a certificate that we do not trust.
+# A failure that no other attempt at the same address can change: an untrusted certificate.
 _PERMANENT = re.compile("certificate.verify.failed|is not in peer certificate", re.IGNORECASE)
 
 DEFAULT_MAX_ATTEMPTS = 4
@@ -78,15 +77,15 @@ DEFAULT_MAX_ATTEMPTS = 4
 class Retries:
     """Pauses have full jitter: from 0 to a limit that doubles (Brooker, "Exponential Backoff And Jitter").
 
-    max_attempts   of one request, the first included; 1: no retries. None: four, and while the server says
-                   that it is overloaded as many as the deadline allows
-    first_pause_s  the limit of the first pause
-    last_pause_s   what the limit doubles up to
+    max_attempts   of one request, the first included; 1: no retries. None: four, and as many as the
+                   deadline allows while the server is overloaded
+    first_pause_s  limit of the first pause
+    last_pause_s   largest limit of a pause
     budget         failures in a row, over all calls, after which half the budget is gone; 0: no retries. Then
                    requests that failed are not sent again, and those that an overloaded server refused wait
                    for last_pause_s, until enough answers have come
-    refill         what one answer gives back: in the long run, one retry for every 1 / refill answers
-                   (budget and refill work as in gRPC's retry throttling, gRFC A6)
+    refill         the part of the budget that one answer returns: in the long run, one retry for every
+                   1 / refill answers (as in gRPC's retry throttling, gRFC A6)
     """
 
     max_attempts: int | None = None
@@ -107,7 +106,7 @@ class Retries:
                 raise InvalidInput.refusing("retries", f"{name}={value!r}", "a number, 0 or more")
 
     def pause_limit_s(self, num_attempts: int) -> float:
-        """The longest pause after that many attempts."""
+        """The longest pause after this number of attempts."""
         return min(self.last_pause_s, self.first_pause_s * 2.0 ** min(num_attempts - 1, 60))
 
 
@@ -120,16 +119,16 @@ class RetryBudget:
         self._lock = threading.Lock()
 
     def report_answer(self) -> None:
-        if self._tokens < self._max_tokens:  # usually not: no lock on the way of ordinary calls
+        if self._tokens < self._max_tokens:  # usually not, so ordinary calls take no lock
             with self._lock:
                 self._tokens = min(self._max_tokens, self._tokens + self._retries.refill)
 
     def pause_s(
         self, error: DiptychError, num_attempts: int, deadline: Deadline, has_other_server: bool
     ) -> float | None:
-        """How long to wait before the next attempt; None: there is to be none.
+        """Seconds to wait before the next attempt; None: do not retry.
 
-        Another server is asked at once, unless this one was merely busy: then the others may be too.
+        Another server is asked at once, unless this one was only busy: then the others may be too.
         """
         if not isinstance(error, RETRIED) or not self._retries.budget:
             return None

@@ -1,4 +1,4 @@
-"""Which servers there are, and which one is asked next.
+"""The servers of a client, and the choice of the next one.
 
 `Endpoint` is a checked URL, `Address` one IP address behind it, `Resolver` finds addresses,
 and `Balancer` chooses among them without any I/O.
@@ -28,9 +28,9 @@ _PREFIX = re.compile(r"(/([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)*")
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """What a URL says.
+    """A checked URL.
 
-    path  of `local:`, the model repository; of HTTP, what a gateway puts before /v2, without the last slash
+    path  for `local:` the model repository; for HTTP a gateway's prefix of /v2, without a trailing slash
     """
 
     scheme: str
@@ -40,7 +40,7 @@ class Endpoint:
 
     @classmethod
     def parse(cls, url: str) -> Endpoint:
-        """Raises InvalidInput, without repeating credentials that the URL may hold."""
+        """Raises InvalidInput, without showing credentials in the URL."""
         if not isinstance(url, str):
             raise InvalidInput.refusing("url", type(url).__qualname__, ACCEPTED)
         if url.startswith(f"{LOCAL}:") and len(url) > len(LOCAL) + 1:
@@ -48,7 +48,7 @@ class Endpoint:
         try:
             parts = urlsplit(url)
             scheme, host, port = parts.scheme, parts.hostname, parts.port
-        except ValueError as error:  # a port that is no number, a broken IPv6 address
+        except ValueError as error:  # an invalid port, a broken IPv6 address
             raise InvalidInput.refusing("url", f"a malformed URL ({error})", ACCEPTED) from None
         if "@" in parts.netloc:
             raise InvalidInput.refusing("url", "credentials before the host", ACCEPTED)
@@ -66,7 +66,7 @@ class Endpoint:
 
     @property
     def has_name(self) -> bool:
-        """Whether the host is a name, which may stand for many addresses that come and go."""
+        """Whether the host is a name, which may have several, changing addresses."""
         if self.scheme == LOCAL:
             return False
         try:
@@ -88,7 +88,7 @@ class Endpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """One server: an endpoint, and the IP address that its name stood for."""
+    """One server: an endpoint and an IP address of its name."""
 
     endpoint: Endpoint
     ip: str
@@ -123,10 +123,10 @@ def _authority(host: str, port: int) -> str:
 
 
 class Resolver:
-    """Looks names up in threads, because the C library's resolver cannot be interrupted.
+    """Looks up names in threads, because the C library's resolver cannot be interrupted.
 
-    One look-up for each name at a time: callers share it. Its result goes to `on_found`, also if no
-    caller waits any more. A thread that hangs ends by itself. Safe to share between threads.
+    One look-up for each name at a time, shared by callers. Its result goes to `on_found`, also if no caller
+    waits any more. A hung thread ends by itself. Safe to share between threads.
     """
 
     def __init__(self, on_found: Callable[[Endpoint, tuple[Address, ...]], None]) -> None:
@@ -135,12 +135,12 @@ class Resolver:
         self._under_way: dict[Endpoint, concurrent.futures.Future[None]] = {}
 
     def look_up(self, endpoint: Endpoint) -> concurrent.futures.Future[None]:
-        """Start, or join what is under way. The future raises ConnectionFailed."""
+        """Start a look-up, or join a running one. The future raises ConnectionFailed."""
         with self._lock:
             future = self._under_way.get(endpoint)
             if future is None:
                 future = self._under_way[endpoint] = concurrent.futures.Future()
-                future.set_running_or_notify_cancel()  # one caller that gives up does not end it for all
+                future.set_running_or_notify_cancel()  # a caller that gives up must not end it for all
                 arguments = (endpoint, future)
                 threading.Thread(
                     target=self._run, args=arguments, name="diptych-resolver", daemon=True
@@ -165,14 +165,14 @@ class Resolver:
             future.set_exception(failure)
 
 
-# A call that finds no connection within this moves on to another server or tries again.
+# A call without a connection after this time tries another server, or again.
 CONNECT_TIMEOUT_S = 2.0
-# A name's addresses are looked up again after this: pods come and go, and gRPC's own resolver waits as long.
+# A name is looked up again after this, because pods change; gRPC's own resolver waits as long.
 RESOLVE_EVERY_S = 30.0
-# How long a server that failed is left alone, doubling from the first to the last.
+# Pause for a failed server, doubling from the first to the last.
 FIRST_REST_S = 0.5
 LAST_REST_S = 10.0
-# A server that accepts calls and answers none is down too; a single late answer is not proof of it.
+# A server that accepts calls but answers none is down too; a single late answer is not enough.
 TIMEOUTS_UNTIL_DOWN = 3
 
 _log = logging.getLogger("diptych_client")
@@ -198,8 +198,8 @@ class Balancer:
         self._stale_at_s = {endpoint: float("-inf") for endpoint in endpoints if endpoint.has_name}
 
     def stale(self) -> list[Endpoint]:
-        """The endpoints whose names the caller is to look up now. One that has addresses is named once in
-        RESOLVE_EVERY_S: its old addresses are used until the look-up has an answer."""
+        """The endpoints whose names should be looked up now. One with addresses is returned once in
+        RESOLVE_EVERY_S; its old addresses are used until the look-up ends."""
         if not self._stale_at_s:
             return []
         now_s = self._clock()
@@ -228,36 +228,37 @@ class Balancer:
         return tuple(address for addresses in self._addresses.values() for address in addresses)
 
     def pick(self, tried: Collection[Address] = ()) -> Address:
-        """The next in turn of those that are up, rather one that this call has not tried. Never none at all:
-        where all seem down, the one that has rested longest."""
+        """The next server that is up, preferably one that this call has not tried. If all seem down, the
+        one that
+        was down longest."""
         with self._lock:
             addresses = self.addresses
             candidates = [address for address in addresses if address not in tried] or list(addresses)
             now_s = self._clock()
             self._turn += 1
-            # In turn among these, and not the one after a server that is down: that would get its share too.
+            # In turn among these: the one after a down server must not get that server's share too.
             ready = [address for address in candidates if self._rests_until_s(address) <= now_s]
             if not ready:
                 return min(candidates, key=self._rests_until_s)
             chosen = ready[self._turn % len(ready)]
             if self._rests_until_s(chosen):
-                self._rest(chosen)  # this call finds out, and the others wait for its news
+                self._rest(chosen)  # this call tries it, the others wait for the result
             return chosen
 
     def has_other(self, tried: Collection[Address]) -> bool:
-        """Whether an address that is not known to be down is left to try."""
+        """Whether an untried address is left that is not known to be down."""
         return self.num_others(tried) > 0
 
     def num_others(self, tried: Collection[Address]) -> int:
-        """How many addresses that are not known to be down are left to try."""
+        """The number of untried addresses that are not known to be down."""
         with self._lock:
             return sum(
                 address not in tried and not self._rests_until_s(address) for address in self.addresses
             )
 
     def report_answer(self, address: Address) -> None:
-        """It speaks, be it to refuse."""
-        if address not in self._health:  # usually: no lock on the way of ordinary calls
+        """The server responded, perhaps with a refusal."""
+        if address not in self._health:  # usually, so ordinary calls take no lock
             return
         with self._lock:
             health = self._health.pop(address, None)
@@ -265,7 +266,7 @@ class Balancer:
             _log.info("%s: up again", address)
 
     def report_failure(self, address: Address) -> None:
-        """No connection, or no model behind it."""
+        """There was no connection, or no model behind it."""
         with self._lock:
             self._health[address].num_failures += 1
             self._rest(address)

@@ -1,4 +1,4 @@
-"""How `grpcs://` and `https://` connections are secured: which authorities to trust, and who we are."""
+"""TLS of `grpcs://` and `https://` connections: trusted authorities and the client certificate."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PemFile = str | os.PathLike[str]
 class Tls:
     """All files are PEM. They are read when the first connection is made.
 
-    ca_file           the authorities to trust; None: the usual ones
-    certificate_file  our own certificate with its chain, where the server asks for one (mutual TLS)
+    ca_file           the authorities to trust; None: the default ones
+    certificate_file  client certificate with its chain, if the server asks for one (mutual TLS)
     key_file          its private key, without a passphrase
     server_name       the name to expect in the server's certificate; None: the URL's host
     """
@@ -36,7 +36,7 @@ class Tls:
             raise InvalidInput.refusing("tls", "one of certificate_file and key_file", "both or neither")
 
     def ssl_context(self) -> ssl.SSLContext:
-        """For HTTP. Raises InvalidInput where a file cannot be used."""
+        """For HTTP. Raises InvalidInput if a file cannot be used."""
         import ssl
 
         try:
@@ -48,10 +48,10 @@ class Tls:
         return context
 
     def grpc_credentials(self) -> grpc.ChannelCredentials:
-        """For gRPC, which brings authorities of its own. Raises InvalidInput where a file cannot be used."""
+        """For gRPC, which has its own authorities. Raises InvalidInput if a file cannot be used."""
         import grpc
 
-        self.ssl_context()  # gRPC says no more than "handshake failed" to a broken file
+        self.ssl_context()  # for a broken file gRPC only says "handshake failed"
         return grpc.ssl_channel_credentials(
             root_certificates=_read(self.ca_file),
             private_key=_read(self.key_file),
@@ -60,7 +60,7 @@ class Tls:
 
 
 def _no_passphrase() -> str:
-    """In place of OpenSSL's prompt on the terminal."""
+    """Replaces OpenSSL's prompt on the terminal."""
     return ""
 
 

@@ -1,9 +1,9 @@
-"""Tells OpenTelemetry of each call, where the program around this client has set it up.
+"""Makes OpenTelemetry spans for each call, if the program uses OpenTelemetry.
 
-A call is a span, and each attempt to have it answered is a span inside, whose id goes to the server in the
-W3C header `traceparent`: the server's own spans are its children. OpenTelemetry is not imported from here: a
-program that has not imported it does not use it, and pays for one look into a dictionary.
-Nothing of an item goes into a span, and no error's message, which may hold words of the server's.
+A call is a span, and each attempt is a span inside, whose id goes to the server in the W3C header
+`traceparent`, so that the server's spans are its children. OpenTelemetry is not imported here. In a program
+that has not imported it, a call costs one dictionary lookup. Spans contain nothing of an item and no error
+message.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _NOTHING: Span = contextlib.nullcontext()
 
 
 def call(name: str) -> Span:
-    """Around a whole call, retries and the question for labels included."""
+    """Around a whole call, including retries and the request for labels."""
     trace = _opentelemetry()
     return _NOTHING if trace is None else _span(trace, f"diptych {name}", "INTERNAL", {})
 
 
 def attempt(address: Address, request: Request) -> Span:
-    """Around one request to one server; what `headers` says within it names this span."""
+    """Around one request to one server; inside it, `headers` returns this span's id."""
     trace = _opentelemetry()
     if trace is None:
         return _NOTHING
@@ -47,7 +47,7 @@ def attempt(address: Address, request: Request) -> Span:
 
 
 def headers() -> tuple[tuple[str, str], ...]:
-    """What tells the server of the present span, as the program's propagators write it."""
+    """Headers with the current span, as written by the program's propagators."""
     if _opentelemetry() is None:
         return ()
     from opentelemetry import propagate  # type: ignore[import-not-found,unused-ignore]
@@ -58,8 +58,9 @@ def headers() -> tuple[tuple[str, str], ...]:
 
 
 def carried(function: Callable[[Arguments], T]) -> Callable[[Arguments], T]:
-    """The function as it is to be called in other threads: with this one's context variables, which the
-    caller's functions may read, and for spans there to be children of this one's."""
+    """The function with this thread's context variables, to be called in other threads: the caller's
+    functions
+    may read them, and spans become children of this one's."""
     context = contextvars.copy_context()
     return lambda argument: context.copy().run(function, argument)
 

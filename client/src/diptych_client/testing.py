@@ -6,7 +6,7 @@
         assert client.classify(text="apple").label == "food"
     assert fake.requests[0].text == "apple"
 
-Only the wire is replaced. The clients are the real ones: they check and encode items, ask for labels, apply
+Only the wire is replaced. The clients are real: they check and encode items, request labels, apply
 `min_score` and keep deadlines.
 """
 
@@ -30,7 +30,7 @@ from diptych_client._transports._threaded import ThreadedTransport
 
 __all__ = ["FakeRequest", "FakeServer", "GivenAnswer"]
 
-# Not on any network: the fake is asked in place of it.
+# Not on a network: the fake is called instead.
 URL = "local:fake"
 
 
@@ -48,7 +48,7 @@ class FakeRequest:
     request_id: str
 
 
-# A label; probabilities by label; an error; or a function that returns one of these for each request.
+# A label, probabilities by label, an error, or a function that returns one of these for each request.
 FixedAnswer = str | Mapping[str, float] | DiptychError
 GivenAnswer = FixedAnswer | Callable[[FakeRequest], FixedAnswer]
 
@@ -57,13 +57,13 @@ class FakeServer:
     """Answers the clients that it makes. Safe to share between threads.
 
     labels         of the model, in order
-    answer         what every item is answered with; may be changed at any time. A label: its probability is
-                   1. Probabilities by label: labels that are not named share what is left of 1. A
-                   DiptychError: it is raised. A function: it is called for each request and returns or raises
-                   one of these. By default the first label.
+    answer         the answer to every item; may be changed at any time. A label: its probability is 1.
+                   Probabilities by label: missing labels share the rest of 1. A DiptychError: it is raised. A
+                   function: it is called for each request, and returns or raises one of these. Default: the
+                   first label.
     model_version  in every answer; may be changed at any time
-    requests       the items that were asked about, in order. `explain=True` asks up to three times for each
-                   item. Questions that a client asks for itself (labels, health) are not among them.
+    requests       the items of all requests, in order. `explain=True` sends up to three for each item. A
+                   client's own requests (labels, health) are not included.
     """
 
     def __init__(self, labels: Sequence[str], answer: GivenAnswer | None = None) -> None:
@@ -77,8 +77,8 @@ class FakeServer:
     def client(self, **options: Any) -> Client:
         """A blocking client of this server.
 
-        options  as for `Client`, without the URL. Unless `retries` is among them, a failed request is not
-                 sent again: the test sees each error that it gives, and waits for no pause.
+        options  as for `Client`, without the URL. Without `retries`, failed requests are not sent again, so
+                 that the test sees each error at once.
         """
         return _FakedClient(self, **options)
 
@@ -113,12 +113,12 @@ class _FakedAsyncClient(AsyncClient):
 
 
 def _reconstruct(kind: type[Any], server: FakeServer, given: dict[str, Any]) -> Any:
-    """For pickle and deepcopy: a client like that one, of a copy of its server."""
+    """For pickle and deepcopy: an equal client of a copy of its server."""
     return kind(server, **{name: value for name, value in given.items() if name != "url"})
 
 
 class _FakeTransport:
-    """In the place of a connection."""
+    """Replaces a connection."""
 
     def __init__(self, server: FakeServer) -> None:
         self.server = server
@@ -153,14 +153,14 @@ class _FakeTransport:
 
 
 def _of(error: DiptychError, request: Request) -> DiptychError:
-    """A copy for one request: the same error may be given to many, and each is raised by itself."""
+    """A copy for one request, because the same error may be raised for many."""
     own = copy.copy(error)
     own.request_id = error.request_id or request.request_id
     return own
 
 
 def _probabilities(answer: object, labels: tuple[str, ...]) -> list[float]:
-    """One for each label. Raises ValueError for an answer that no model with these labels could give."""
+    """Probabilities of all labels. Raises ValueError for an answer that is impossible with these labels."""
     accepted = (
         f"a label or probabilities of {', '.join(labels)}, a DiptychError, or a function that returns one"
     )
@@ -178,7 +178,7 @@ def _probabilities(answer: object, labels: tuple[str, ...]) -> list[float]:
 def _reply(
     request: Request, model_version: str, probabilities: Sequence[float], labels: Sequence[str]
 ) -> Reply:
-    """As Triton words it."""
+    """In Triton's form."""
     shape = (1, len(labels))
     identity = hashlib.sha256("".join(f"{label}\n" for label in labels).encode("utf-8")).hexdigest()[:16]
     if request.wants_labels:

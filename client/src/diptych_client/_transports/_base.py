@@ -1,6 +1,6 @@
-"""The interface of a transport: it knows one server, sends one message once, and returns the reply.
+"""The interface of a transport: sends one message once to one server, and returns the reply.
 
-Which server is asked, and whether to try again, is decided in `_exchange.py`.
+`_exchange.py` chooses the server and decides on retries.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from diptych_client._retries import Deadline
 class Attempt:
     """How one message is sent.
 
-    connect_timeout_s  how long connecting may take, where there is no connection yet
-    request_id         for errors; None where the message has none
+    connect_timeout_s  seconds to connect, if there is no connection yet
+    request_id         for errors; None if the message has none
     """
 
     deadline: Deadline
@@ -27,12 +27,12 @@ class Attempt:
     request_id: str | None = None
 
     def remaining_s(self) -> float:
-        """Raises DeadlineExceeded where there is nothing left."""
+        """Raises DeadlineExceeded if no time is left."""
         return self.deadline.remaining_s(self.request_id)
 
 
 class Transport(Protocol):
-    """Safe to share between threads. Raises DiptychError and nothing else."""
+    """Safe to share between threads. Raises only DiptychError."""
 
     def infer(self, request: Request, attempt: Attempt) -> Reply:
         """Classify one row. `request.wants_labels` asks for `score:index:label` strings (BYTES [1, C]), else
@@ -40,7 +40,7 @@ class Transport(Protocol):
         ...
 
     def describe(self, attempt: Attempt) -> ServerInfo:
-        """Say which server this is and which versions of the model it serves. Runs no inference."""
+        """The server's name and version, and its model versions. Runs no inference."""
         ...
 
     def close(self) -> None:
@@ -48,7 +48,7 @@ class Transport(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Let go, in a forked child, of what the parent opened, without a word to the server."""
+        """Abandon the parent's connections in a forked child, without a message to the server."""
         ...
 
 

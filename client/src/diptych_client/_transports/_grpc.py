@@ -1,4 +1,4 @@
-"""Carries requests over gRPC, blocking: tritonclient's stubs on a channel of our own."""
+"""Sends requests over gRPC, blocking: tritonclient's stubs on our own channel."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from diptych_client._servers import Address
 from diptych_client._tls import Tls
 from diptych_client._transports._base import Attempt
 
-# Channels of a parent process, in its forked child: gRPC's own end of a channel may hang there.
+# Channels of the parent, in a forked child: closing them there may hang.
 _ABANDONED: list[object] = []
-# Channels that are open. One that is not closed when the interpreter ends hangs it: gRPC's destructor waits
-# for a thread that is gone by then.
+# Open channels. An unclosed one hangs the interpreter at exit: gRPC's destructor waits for a thread that has
+# ended.
 _OPEN: weakref.WeakSet[_Line] = weakref.WeakSet()
 
 
@@ -97,7 +97,7 @@ class GrpcTransport:
             raise ConnectionFailed(f"{self._address}: {error}", attempt.request_id) from None
 
     def _require_reachable(self, attempt: Attempt) -> None:
-        """Try to connect, where gRPC would try for too long. Other failures are found by the call itself."""
+        """Connect with a time limit, if gRPC's own would be too long. The call finds other failures."""
         target = self._address.ip, self._address.endpoint.port
         try:
             socket.create_connection(target, attempt.connect_timeout_s).close()
@@ -119,7 +119,7 @@ class GrpcTransport:
                 self._line = _Line(self._address, self._tls)
 
     def _give_up(self, line: _Line, call: Any) -> None:
-        """Leave a call to its answer. It would be cancelled if nobody held it."""
+        """Keep a call until its answer comes: without a reference it would be cancelled."""
         with self._lock:
             line.num_calls += 1
             line.given_up.add(call)
@@ -134,15 +134,15 @@ class GrpcTransport:
             line.num_calls -= 1
             is_over = line.is_retired and not line.num_calls
         if is_over:
-            # In a thread: this one may be gRPC's own, which closing waits for.
+            # In a thread: this one may be gRPC's, and closing waits for it.
             threading.Thread(target=line.channel.close, name="diptych-close", daemon=True).start()
 
 
 class _Line:
     """One channel.
 
-    num_calls     how many calls are under way on it, those that were given up included
-    num_timeouts  how many calls in a row had no answer in time
+    num_calls     running calls, including abandoned ones
+    num_timeouts  calls in a row without an answer in time
     is_retired    whether it takes no more calls and is closed after the last one
     """
 
@@ -157,7 +157,7 @@ class _Line:
         _OPEN.add(self)
 
     def close(self) -> None:
-        """Closing cancels: wait a little for the answers of calls that have ended here."""
+        """Closing cancels, so wait briefly for the answers of abandoned calls."""
         ends_s = time.monotonic() + wires.LINGER_S
         for call in tuple(self.given_up):
             with contextlib.suppress(grpc.FutureTimeoutError, grpc.FutureCancelledError):

@@ -1,4 +1,4 @@
-"""Carries requests over gRPC for asyncio. The same rules as in `_grpc.py`, on the event loop."""
+"""Sends requests over gRPC for asyncio. The same rules as in `_grpc.py`, on the event loop."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class AsyncGrpcTransport:
         call = asyncio.ensure_future(self._begin(line, method, message, attempt, remaining_s))
         line.calls.add(call)
         call.add_done_callback(lambda done: self._forget(line, done))
-        # Where the caller's own task is cancelled, this raises; the call is left to its answer.
+        # If the caller's task is cancelled, this raises; the call is kept until its answer.
         await asyncio.wait({call}, timeout=remaining_s)
         if not call.done():
             self._note_timeout(line)
@@ -64,7 +64,7 @@ class AsyncGrpcTransport:
     async def _begin(
         self, line: _Line, method: str, message: object, attempt: Attempt, remaining_s: float
     ) -> Any:
-        """Raises DiptychError and nothing else, as long as the event loop runs."""
+        """Raises only DiptychError while the event loop runs."""
         request_id = attempt.request_id
         try:
             stub = getattr(line.stub, method)
@@ -100,7 +100,7 @@ class AsyncGrpcTransport:
             self._line = _Line(self._address, self._tls)
 
     def _forget(self, line: _Line, call: asyncio.Task[Any]) -> None:
-        """An error that is never looked at would be reported by asyncio."""
+        """Retrieve the error, because asyncio reports errors that nobody retrieves."""
         line.calls.discard(call)
         if not call.cancelled():
             call.exception()
@@ -110,7 +110,7 @@ class AsyncGrpcTransport:
 
 
 class _Line:
-    """One channel, and the calls that are under way on it, those that were given up included."""
+    """One channel and its running calls, including abandoned ones."""
 
     def __init__(self, address: Address, tls: Tls | None) -> None:
         self.channel = wires.open_channel(address, tls, grpc.aio)
@@ -121,7 +121,7 @@ class _Line:
         self.closing: asyncio.Future[None] | None = None
 
     async def close(self) -> None:
-        """Closing cancels: wait a little for the answers of calls that have ended here."""
+        """Closing cancels, so wait briefly for the answers of abandoned calls."""
         given_up = {call for call in self.calls if not call.done()}
         if given_up:
             await asyncio.wait(given_up, timeout=wires.LINGER_S)

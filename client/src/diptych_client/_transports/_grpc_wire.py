@@ -1,7 +1,7 @@
-"""gRPC without its channel: messages, settings, and what failures mean. Both gRPC transports use it.
+"""gRPC without its channel: messages, settings and errors of both gRPC transports.
 
-Not tritonclient's own client class: it would copy every image through an object array and hide the status
-code in a string, and its async class shares no code with it. Its messages serve both.
+tritonclient's client class is not used: it copies every image through an object array, hides the status
+code in a string, and shares no code with its async class. Its messages are used.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def encode_request(request: Request, timeout_s: float) -> service_pb2.ModelInfer
 
 
 def decode_response(message: service_pb2.ModelInferResponse, request_id: str) -> Reply:
-    """Raises ConnectionFailed where the answer is another request's, ServerFault where it is not two tensors
-    with their bytes."""
+    """Raises ConnectionFailed for another request's answer, ServerFault if it is not two tensors with their
+    bytes."""
     if message.id != request_id:
         raise wrong_answer(message.id, request_id)
     if len(message.outputs) != len(message.raw_output_contents):
@@ -79,7 +79,7 @@ def decode_info(
     ready: service_pb2.ModelReadyResponse,
     model: service_pb2.ModelMetadataResponse | None,
 ) -> ServerInfo:
-    """model  None where the model is not ready, for then Triton does not describe it"""
+    """model  None if the model is not ready: then Triton does not describe it"""
     versions = () if model is None else tuple(model.versions)
     return ServerInfo(server.name, server.version, versions, ready.ready)
 
@@ -88,37 +88,37 @@ SERVER_METADATA = service_pb2.ServerMetadataRequest()
 MODEL_READY = service_pb2.ModelReadyRequest(name=MODEL)
 MODEL_METADATA = service_pb2.ModelMetadataRequest(name=MODEL)
 
-# A deadline that the server sees cancels the call there, and in tritonserver 2.51.0 that races with the
-# answer: docs/promises.md. So the caller's deadline is kept here, and gRPC's own lies this much later. The
-# `timeout` in the request is still the caller's, so Triton drops late requests from its queue.
+# A gRPC deadline cancels the call in the server, which can crash tritonserver 2.51.0 (docs/promises.md). So
+# the caller's deadline is kept here, and gRPC's is later by this. The request's `timeout` is still the
+# caller's, so Triton drops late requests from its queue.
 GRACE_S = 5.0
-# Closing cancels too: how long it waits for the answers of calls that have ended here.
+# Closing cancels too: seconds to wait for the answers of abandoned calls.
 LINGER_S = 2.0
-# After this many calls in a row without an answer in time, the next one gets a new channel: a connection that
-# a load balancer or a lost node has dropped without a word stays silent for a quarter of an hour.
+# After this number of calls in a row without an answer in time, the next one gets a new channel: a connection
+# that was dropped silently, such as by a load balancer, stays open for a quarter of an hour.
 TIMEOUTS_UNTIL_REPLACED = 3
-# A blocking call cannot be given up, and one that can be takes another thread, 0.2 ms of CPU more. Who has
-# this much time left has an answer or a refusal by then, unless the server hangs.
+# A blocking call cannot be abandoned; one that can needs another thread, 0.2 ms of CPU more. With more than
+# this time left there is an answer or a refusal in time, unless the server hangs.
 LONG_S = 5.0
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (
-    # gRPC refuses messages above 4 MiB unless told otherwise, and photographs are larger. -1: no limit here.
+    # gRPC's default limit is 4 MiB, and photos are larger. -1: no limit.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # After failed attempts gRPC waits up to two minutes before the next: a restarted server would go unseen.
+    # After failed attempts gRPC waits up to two minutes by default, too long for a restarted server.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # Despite its name, how long one attempt to connect may take; gRPC's default is 20 s.
+    # Despite its name, the timeout of one attempt to connect; gRPC's default is 20 s.
     ("grpc.min_reconnect_backoff_ms", int(1000 * CONNECT_TIMEOUT_S)),
-    # A ping where a call has had no data for so long. tritonserver allows one in five minutes by default
+    # A ping if a call has had no data for this time. tritonserver allows one in five minutes by default
     # (--grpc-http2-min-recv-ping-interval-without-data 300000) and ends connections that send more. With
     # keepalive, Linux also ends a connection whose bytes nobody has confirmed for the timeout's length.
     ("grpc.keepalive_time_ms", 310_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 0),
-    # Clients of one process do not share connections, nor the memory of failed ones.
+    # Clients of one process share neither connections nor their failures.
     ("grpc.use_local_subchannel_pool", 1),
-    # As over HTTP: a model server is reached directly, whatever proxy the environment names.
+    # As over HTTP: connect directly, without the environment's proxy.
     ("grpc.enable_http_proxy", 0),
     ("grpc.primary_user_agent", "diptych-client"),
 )
@@ -137,7 +137,7 @@ def open_channel(address: Address, tls: Tls | None, kind: Any) -> Any:
 
 @functools.cache
 def cooperate_with_gevent() -> None:
-    """Where gevent has patched the sockets, gRPC must be told, or its waiting blocks all greenlets."""
+    """If gevent has patched the sockets, set up gRPC for it, or its waiting blocks all greenlets."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("socket"):
         from grpc.experimental import gevent  # type: ignore[import-untyped,unused-ignore]
@@ -146,7 +146,7 @@ def cooperate_with_gevent() -> None:
 
 
 def must_connect_sooner(attempt: Attempt) -> bool:
-    """Whether time must be left for other servers, and gRPC's own attempt to connect would take it."""
+    """Whether gRPC's attempt to connect would use the time for other servers."""
     return attempt.connect_timeout_s < min(CONNECT_TIMEOUT_S, attempt.remaining_s())
 
 
@@ -156,7 +156,7 @@ def unreachable(address: Address, attempt: Attempt) -> ConnectionFailed:
 
 
 def explain(error: Any, address: Address, attempt: Attempt) -> DiptychError:
-    """Ours for a grpc.RpcError, of either kind of channel."""
+    """Our error for a grpc.RpcError of either kind of channel."""
     code, request_id = error.code().name, attempt.request_id
     if code == "DEADLINE_EXCEEDED":
         return attempt.deadline.exceeded(request_id)
