@@ -60,11 +60,9 @@ demo: $(EXPORTED) ## the main job on real data: train, evaluate, export, serve, 
 	@$(BIN)/diptych evaluate $(RUN)
 	@$(BIN)/diptych demo $(RUN) $(REPOSITORY) --plot prediction.png
 
-# A test's directory says what it needs. fast: neither torch nor a server. model: torch. server: a tritonserver.
-# faults: kills, overload, full disks, containers; long.
+# A test's directory says what it needs. These need neither torch nor a server. e2e/ starts a tritonserver; faults/
+# kills and overloads one, fills disks and starts containers, which takes long; the rest loads torch.
 FAST_TESTS := tests/client tests/serving tests/loadtest tests/docker tests/docs
-MODEL_TESTS := tests/training tests/bench
-SERVER_TESTS := tests/e2e
 FAULT_TESTS := tests/faults
 # Many tests wait for servers, so two files at a time take about half as long, on two cores too.
 # One thread each: with more, the two processes' threads wait for one another.
@@ -75,7 +73,7 @@ check: lint ## ruff, mypy, and the fast tests: neither torch nor a server
 	@$(PYTEST) $(FAST_TESTS)
 
 test: $(SETUP) ## the tests that load torch and start a tritonserver too
-	@$(PYTEST) $(FAST_TESTS) $(MODEL_TESTS) $(SERVER_TESTS)
+	@$(PYTEST) --ignore $(FAULT_TESTS)
 
 test-faults: $(SETUP) ## the tests that kill, overload and contain servers: long
 	@$(PYTEST) $(FAULT_TESTS)
