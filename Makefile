@@ -72,7 +72,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKER
 check: lint ## ruff, mypy, and the fast tests: neither torch nor a server
 	@$(PYTEST) $(FAST_TESTS)
 
-test: $(SETUP) ## the tests that load torch and start a tritonserver too
+test: $(SETUP) ## all tests but the faults; they load torch and start the real tritonserver
 	@$(PYTEST) --ignore $(FAULT_TESTS)
 
 test-faults: $(SETUP) ## the tests that kill, overload and contain servers: long
