@@ -25,6 +25,8 @@ NOT_RUN = {
     "locust -f loadtest/locustfile.py --host": "a minute; test_loadtest.py runs short ones",
     "locust -f loadtest/locustfile.py --master": "several machines; test_loadtest.py runs two workers",
     "python -m bench.overload": "minutes; they measure",
+    "make setup ": ".ci/run sets up, and `make check` runs this test",
+    ".venv/bin/python -m pytest tests/docs ": "runs these tests",
     "pip install diptych-serving": "installs from a package registry",
 }
 
