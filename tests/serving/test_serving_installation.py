@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import sysconfig
 
 import pytest
 
@@ -87,3 +88,14 @@ def test_without_any_tritonserver_the_message_says_how_to_get_one(monkeypatch):
 def test_libpython_is_the_one_of_the_running_interpreter():
     assert find_libpython().name == f"libpython{PYTHON}.so.1.0"
     assert find_libpython().is_file()
+
+
+def test_a_downloaded_libpython_is_kept_where_the_cache_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path))
+    kept = tmp_path / f"libpython/libpython{PYTHON}.so.1.0"
+    kept.parent.mkdir()
+    kept.touch()
+    # A Python without a library of its own, as Debian's.
+    monkeypatch.setattr(sys, "base_prefix", "/nowhere")
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: None)
+    assert find_libpython() == kept
