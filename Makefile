@@ -21,7 +21,7 @@ export DIPTYCH_TAG ?= $(shell cat VERSION)
 PROFILE ?= $(if $(wildcard /dev/nvidiactl),gpu,cpu)
 COMPOSE := docker compose --file docker/compose.yaml
 
-.PHONY: help setup demo check check-client test test-faults test-all lint format serve loadtest bench bench-gpu overhead \
+.PHONY: help setup demo check check-client check-training test test-faults test-all lint format serve loadtest bench bench-gpu overhead \
 	lint-kubernetes kubernetes-rules images up down prove-images clean
 
 help: ## list the targets
@@ -88,6 +88,14 @@ check-client: ## the client's tests by themselves on another Python: make check-
 	@$(CLIENT_CHECK)/bin/pip install --disable-pip-version-check --quiet './client[heic,score]' pytest
 	@$(CLIENT_CHECK)/bin/python -c 'import sys, numpy; print("Python", *sys.version.split()[:1], "with NumPy", numpy.__version__)'
 	@$(CLIENT_CHECK)/bin/python -m pytest -q -p no:cacheprovider tests/client
+
+TRAINING_CHECK = build/training-check-$(notdir $(PYTHON))
+check-training: ## train, evaluate and export on a Python that has no embedded server: make check-training PYTHON=python3.13
+	@$(PYTHON) -m venv --clear $(TRAINING_CHECK)
+	@$(TRAINING_CHECK)/bin/pip install --disable-pip-version-check --quiet --constraint training/constraints.txt \
+		./client './serving[tools]' ./training pytest
+	@$(TRAINING_CHECK)/bin/python -c 'import sys, numpy; print("Python", *sys.version.split()[:1], "with NumPy", numpy.__version__)'
+	@$(TRAINING_CHECK)/bin/python -m pytest -q -p no:cacheprovider tests/training/test_export.py
 
 lint: $(SETUP) ## ruff and mypy
 	@$(BIN)/ruff check .
