@@ -148,8 +148,8 @@ class ClosedLoop(Generic[T]):
                 goes_on = self._call(send)
                 self._are_ready.wait()
                 while goes_on and not self._is_over.is_set():
-                    if self._pause_s:
-                        self._is_over.wait(self._pause_s)
+                    if self._pause_s and self._is_over.wait(self._pause_s):
+                        return
                     goes_on = self._call(send)
         except threading.BrokenBarrierError:
             pass  # another caller could not be opened
