@@ -1,1 +1,1 @@
-"""Says what a deployment can hold: load tests with Locust, and benchmarks."""
+"""Load tests with Locust: how much load a deployment can hold."""

@@ -1,8 +1,8 @@
-"""Serves a repository, loads it, stops it: what `make loadtest` runs.
+"""`make loadtest`: serves a repository, puts load on it, stops it.
 
     python -m loadtest --repository build/model_repository --shape step --users 120 --duration-s 120
 
-An argument that is not listed below goes to Locust as it is.
+An argument that is not listed below goes to Locust.
 """
 
 from __future__ import annotations
@@ -48,16 +48,20 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         prog="python -m loadtest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     target = parser.add_mutually_exclusive_group()
-    target.add_argument("--repository", type=Path, default=REPOSITORY, help="What to serve.")
-    target.add_argument("--url", help="A server that runs already: grpc[s]:// or http[s]://HOST:PORT.")
+    target.add_argument("--repository", type=Path, default=REPOSITORY, help="The repository to serve.")
+    target.add_argument("--url", help="A running server: grpc[s]:// or http[s]://HOST:PORT.")
     parser.add_argument(
-        "--protocol", choices=("grpc", "http"), help="For --repository, default grpc. --url says it itself."
+        "--protocol", choices=("grpc", "http"), help="For --repository; default: grpc. A URL contains it."
     )
     parser.add_argument("--shape", choices=("constant", "step", "soak", "spike"), default="constant")
     parser.add_argument("--arrivals", choices=("closed", "poisson", "uniform"), default="poisson")
-    parser.add_argument("--users", type=int, default=30, help="At most; in open loop, calls per second.")
+    parser.add_argument(
+        "--users", type=int, default=30, help="The most users at once; in open loop, calls per second."
+    )
     parser.add_argument("--duration-s", type=int, default=60)
-    parser.add_argument("--workers", type=int, default=0, help="Generate the load in so many processes.")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="Generate the load in this number of processes."
+    )
     parser.add_argument("--results", type=Path, help="Default: loadtest/results/SHAPE-ARRIVALS-PROTOCOL.")
     options, for_locust = parser.parse_known_args(arguments)
     of_url = urlsplit(options.url).scheme.removesuffix("s") if options.url else "grpc"
@@ -70,7 +74,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 @contextlib.contextmanager
 def _address(options: argparse.Namespace) -> Iterator[str]:
-    """Of the server named, or of one that runs inside the `with`."""
+    """The URL of the given server, or of one that runs inside the `with`."""
     if options.url:
         yield options.url
         return

@@ -13,7 +13,7 @@ from loadtest.payloads import Payload
 from loadtest.timeline import Timeline
 from loadtest.wires import CallFailed, Encoded, Wire
 
-# A call that starts later than this after its instant is the generator's doing, and is counted as late.
+# A call that starts this much later than planned counts as late, because of the generator.
 LATE_S = 0.02
 
 
@@ -34,7 +34,7 @@ class Call:
 
 
 class Caller:
-    """What all users of one process share."""
+    """The shared state of all users of one process."""
 
     def __init__(
         self, wire: Wire, timeline: Timeline, request_event: EventHook, *, max_in_flight: int
@@ -49,7 +49,7 @@ class Caller:
         return Call(payload=payload, encoded=self._wire.encode(payload.request))
 
     def start(self, call: Call, intended_start_s: float) -> None:
-        """Begin a call and return. Its latency counts from the intended start, on the monotonic clock."""
+        """Start a call and return. Its latency counts from the planned start, on the monotonic clock."""
         if self.num_in_flight >= self._max_in_flight:
             self._timeline.record_missed(start_s=_on_wall_clock(intended_start_s))
             self._report(call, latency_ms=None, error=MissedArrival(f"{self._max_in_flight} calls in flight"))
@@ -67,7 +67,7 @@ class Caller:
         answer, error = None, None
         try:
             answer = self._wire.send(call.encoded)
-        except Exception as failure:  # whatever goes wrong is one failed call
+        except Exception as failure:  # any error is one failed call
             error = failure
         latency_ms = 1000 * (time.monotonic() - intended_start_s)
         self.num_in_flight -= 1
@@ -81,7 +81,7 @@ class Caller:
         self._report(call, latency_ms=latency_ms, error=error, size_bytes=size_bytes)
 
     def _judge(self, call: Call, answer: Any, error: Exception | None) -> tuple[int, Exception | None]:
-        """The answer's size, and what is wrong: a refusal is right where the input was corrupt."""
+        """The answer's size and the failure; a refusal of a corrupt input is no failure."""
         if call.payload.must_be_refused:
             if isinstance(error, CallFailed) and error.status == self._wire.refusal:
                 return 0, None

@@ -21,7 +21,7 @@ INK, GREY, PALE = "#1f2933", "#7b8794", "#e4e7eb"
 def draw_latency_against_load(
     outcomes: Sequence[Outcome], knee: Outcome | None, objectives: Objectives, path: Path
 ) -> None:
-    """Above latency, below what was answered, against what was offered."""
+    """Latency (top) and answered calls (bottom) against offered calls."""
     figure = Figure(figsize=(8, 7), layout="constrained")
     latency, answered = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     offered = [outcome.offered_per_s for outcome in outcomes]
@@ -49,7 +49,7 @@ def draw_latency_against_load(
 def draw_over_time(
     plan: Sequence[Phase], seconds: Sequence[Second], objectives: Objectives, path: Path
 ) -> None:
-    """`seconds` begin with the plan. Latency is that of the calls meant to start in the second."""
+    """`seconds` start with the plan. Latency is that of the calls planned for the second."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     latency, calls = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     times = range(len(seconds))

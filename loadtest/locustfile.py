@@ -2,7 +2,7 @@
 
     locust -f loadtest/locustfile.py --host grpc://127.0.0.1:8001 --headless --users 50 --run-time 1m
 
-What Locust looks for, no more: the users, the shape and the arguments. README.md explains them.
+Only what Locust looks for: users, shape and arguments. README.md explains them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The service-level objectives of slo.toml, and which of them a run breaches."""
+"""The service-level objectives of slo.toml, and their breaches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diptych_serving.toml_file import load_toml
 
 
 class Measured(Protocol):
-    """What the objectives look at."""
+    """The figures that objectives limit."""
 
     @property
     def num_offered(self) -> int: ...
@@ -25,8 +25,8 @@ class Measured(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objectives:
-    """p99_ms           latency that 99 of 100 calls do not exceed; in open loop from the intended start
-    error_share      of the calls, those that end otherwise than they should
+    """p99_ms           latency that 99 of 100 calls do not exceed; in open loop from the planned start
+    error_share      share of the calls that end wrongly
     throughput_per_s calls that the deployment answers each second while it holds the other two
     """
 
@@ -35,7 +35,7 @@ class Objectives:
     throughput_per_s: Annotated[float, msgspec.Meta(ge=0)]
 
     def breaches_of_calls(self, measured: Measured) -> list[str]:
-        """What single calls suffered, in words."""
+        """Breaches of the limits for single calls, as text."""
         if not measured.num_offered:
             return ["no call was made: nothing is shown"]
         breaches = []

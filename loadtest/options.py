@@ -1,4 +1,4 @@
-"""The load test's own arguments, beside Locust's. Of plain types: a master sends them to its workers."""
+"""The load test's own arguments, of plain types, because a master sends them to its workers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     group.add_argument(
         "--catalogue",
         default="data/openclipart/test.csv",
-        help="A CSV with image_path and description: what is sent.",
+        help="A CSV with image_path and description: the items to send.",
     )
     group.add_argument("--mix", default=DEFAULT_MIX, help=f"Shares of the calls. Default: {DEFAULT_MIX}")
     group.add_argument("--slo", default="loadtest/slo.toml", help="The objectives; a breach fails the run.")
     group.add_argument(
-        "--results", default="loadtest/results/last", help="Where summary.json and the charts go."
+        "--results", default="loadtest/results/last", help="The directory for summary.json and the charts."
     )
-    group.add_argument("--timeout-s", type=float, default=5.0, help="The time that one call may take.")
+    group.add_argument("--timeout-s", type=float, default=5.0, help="The timeout of a call.")
     group.add_argument(
         "--settle-s", type=float, default=2.0, help="Seconds at the start of each phase that do not count."
     )
@@ -42,4 +42,4 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
         default=1000,
         help="Calls at once per process; in open loop, more are missed.",
     )
-    group.add_argument("--seed", type=int, default=0, help="Of the arrivals and of what is sent.")
+    group.add_argument("--seed", type=int, default=0, help="The random seed of arrivals and items.")

@@ -1,4 +1,4 @@
-"""What each phase of a run came to, whether the generator was up to it, and where the knee is."""
+"""The result of each phase, whether the generator was fast enough, and the knee."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loadtest.objectives import Objectives
 from loadtest.plan import Phase
 from loadtest.timeline import Second, Timeline
 
-# A process above this share of a core measures its own queue. Locust warns at the same point.
+# Above this share of a core a process measures its own queue. Locust warns at the same value.
 GENERATOR_CPU_LIMIT = 0.9
 # More late calls than this move the p99.
 LATE_SHARE_LIMIT = 0.01
@@ -18,13 +18,13 @@ LATE_SHARE_LIMIT = 0.01
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One phase, without the seconds in which it settled.
+    """One phase, without its first seconds (--settle-s).
 
-    answered_per_s   calls that ended as they should, corrupt inputs refused included
-    error_share      of the offered: ended otherwise, or missed
-    p50_ms ...       latency of calls that ended as they should; NaN where there are none
+    answered_per_s   calls that ended correctly, including refused corrupt inputs
+    error_share      share of the offered calls that ended wrongly or were missed
+    p50_ms ...       latency of calls that ended correctly; NaN if there are none
     generator_cpu    of the busiest generating process, as a share of one core, mean of the phase
-    late_share       of the offered: started late by the generator
+    late_share       share of the offered calls that the generator started late
     """
 
     phase: Phase
@@ -49,15 +49,16 @@ class Outcome:
         )
 
     def is_sustained(self, objectives: Objectives) -> bool:
-        """Within the objectives for a call. In open loop a server that falls behind is not, for long: the
-        wait is in the latency."""
+        """Whether the objectives for single calls are held. In open loop a server that falls behind soon
+        breaks
+        them, because the wait is part of the latency."""
         return not objectives.breaches_of_calls(self)
 
 
 def measure(
     plan: Sequence[Phase], timeline: Timeline, *, start_s: float, end_s: float, settle_s: float
 ) -> list[Outcome]:
-    """One outcome for each phase that had begun, and settled, before the end."""
+    """One outcome for each phase that lasted longer than --settle-s."""
     outcomes = []
     for phase in plan:
         if start_s >= end_s:
@@ -71,7 +72,7 @@ def measure(
 
 
 def find_knee(steps: Sequence[Outcome], objectives: Objectives) -> Outcome | None:
-    """The highest load that is sustained, as is every lower one; None where even the lowest is not."""
+    """The highest load that is sustained, as is every lower one; None if the lowest is not."""
     knee = None
     for outcome in steps:
         if not outcome.is_sustained(objectives):

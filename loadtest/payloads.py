@@ -1,6 +1,6 @@
-"""What is sent: unique requests made of a table's real images and texts, mixed as told.
+"""The requests: unique, made of a table's real images and texts, in the given mix.
 
-Knows no protocol, no clock and no Locust.
+Must not know protocols, clocks or Locust.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from diptych_serving.errors import UserError
 BOTH, IMAGE, TEXT, CORRUPT = "both", "image", "text", "corrupt"
 KINDS = (BOTH, IMAGE, TEXT, CORRUPT)
 DEFAULT_MIX = "both=70 image=15 text=10 corrupt=5"
-# Images are held in memory, and more of them would not make the load any more real.
+# Images are held in memory; more of them would not make the load more realistic.
 MAX_ROWS = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Payload:
-    """One call to make. A corrupt one must be refused, as the caller's error."""
+    """One call. A corrupt one must be refused as the caller's error."""
 
     kind: str
     request: Request
@@ -36,14 +36,14 @@ class Payload:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of the table; empty where a modality is missing."""
+    """A row of the table; empty if a modality is missing."""
 
     image: bytes
     words: bytes
 
 
 def parse_mix(text: str) -> dict[str, float]:
-    """`both=70 image=15 text=10 corrupt=5`: what share of the calls is of which kind; any scale."""
+    """`both=70 image=15 text=10 corrupt=5`: the share of each kind of call, on any scale."""
     mix = {}
     for part in re.split(r"[,\s]+", text.strip()):
         kind, _, weight = part.partition("=")
@@ -81,7 +81,7 @@ def _read_row(catalogue: Path, line: Mapping[str, str]) -> Row:
 
 
 class PayloadSource:
-    """An endless supply, the same for the same seed but for the request ids."""
+    """An endless supply; the same seed gives the same calls, except for request ids."""
 
     def __init__(self, rows: list[Row], mix: Mapping[str, float], *, seed: int) -> None:
         self._kinds, self._weights = list(mix), list(mix.values())
@@ -124,9 +124,9 @@ class PayloadSource:
 
 
 def _unique(row: Row) -> Request:
-    """No two calls have the same bytes, so that no cache on the way can answer for the server.
+    """Make each call's bytes unique, so that no cache can answer for the server.
 
-    Decoders stop at an image's end and skip what follows; words end in a number of their own.
+    Images get bytes after their end, which decoders skip; texts get a number.
     """
     request = Request()
     mark = request.request_id.encode()

@@ -1,4 +1,4 @@
-"""The shapes of a load, as phases: how many users for how long, and which of them the objectives hold for."""
+"""The shapes of a load, as phases: number of users, duration, and whether the objectives apply."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Phase:
 
 
 def make_plan(shape: str, *, users: int, duration_s: float | None) -> list[Phase]:
-    """`users` is the most that there are at once. Only a constant load does without a duration.
+    """`users` is the most at once. Only a constant load needs no duration.
 
     Raises UserError.
     """
@@ -41,7 +41,7 @@ def make_plan(shape: str, *, users: int, duration_s: float | None) -> list[Phase
 
 
 def _make_steps(users: int, duration_s: float) -> list[Phase]:
-    """Up in equal steps, on purpose beyond what can be held: the knee is judged, not the steps."""
+    """Equal steps up to more than the server can hold: only the knee is judged."""
     counts = sorted({math.ceil(users * step / NUM_STEPS) for step in range(1, NUM_STEPS + 1)})
     return [
         Phase(name=f"step {number}", users=count, duration_s=duration_s / len(counts), is_judged=False)
@@ -50,7 +50,7 @@ def _make_steps(users: int, duration_s: float) -> list[Phase]:
 
 
 def _make_soak(users: int, duration_s: float) -> list[Phase]:
-    """One long load, judged in parts, so that what creeps up shows."""
+    """One long load, judged in parts, so that slow growth shows."""
     ramp = Phase(name="ramp", users=math.ceil(users / 2), duration_s=0.1 * duration_s, is_judged=False)
     part_s = 0.9 * duration_s / NUM_SOAK_PARTS
     parts = range(1, NUM_SOAK_PARTS + 1)
@@ -58,7 +58,7 @@ def _make_soak(users: int, duration_s: float) -> list[Phase]:
 
 
 def _make_spike(users: int, duration_s: float) -> list[Phase]:
-    """What is turned away during the rush and while the queues empty is no breach; what comes after is."""
+    """Refusals during the spike and while the queues empty are no breach; later ones are."""
     base = math.ceil(users / SPIKE_FACTOR)
     return [
         Phase(name="before", users=base, duration_s=0.3 * duration_s),

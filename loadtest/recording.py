@@ -1,4 +1,4 @@
-"""Brings the timelines of all generating processes together, and watches how busy those are."""
+"""Collects the timelines of all generating processes, and measures their CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MESSAGE_KEY = "diptych"
 
 
 class Recording:
-    """One for each process. A worker's goes to the master with every report of Locust's own statistics."""
+    """One for each process. A worker's goes to the master with each report of Locust's statistics."""
 
     def __init__(self, environment: Environment) -> None:
         self.timeline = Timeline()
@@ -38,7 +38,7 @@ class Recording:
             cpu_before_s, clock_before_s = cpu_s, clock_s
             cpu_s, clock_s = time.process_time(), time.monotonic()
             cpu = (cpu_s - cpu_before_s) / (clock_s - clock_before_s)
-            # What is measured now was so during the second that has just ended.
+            # This measures the second that has just ended.
             self.timeline.record_generator(now_s=time.time() - 0.5, cpu=cpu)
 
     def _add_to_report(self, client_id: str, data: dict[str, Any]) -> None:

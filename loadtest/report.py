@@ -1,4 +1,4 @@
-"""Tells how a run went: a table and the verdict on the terminal, the same as JSON, charts beside it."""
+"""Reports a run: a table and the verdict on the terminal, JSON, and charts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loadtest.outcome import Outcome
 from loadtest.plan import STEP
 from loadtest.verdict import Verdict
 
-LOG_WIDTH = 120  # of what is no terminal
+LOG_WIDTH = 120  # columns if stdout is not a terminal
 
 console = Console(soft_wrap=True, highlight=False)
 if not console.is_terminal:
@@ -43,7 +43,7 @@ def print_report(shape: str, outcomes: Sequence[Outcome], verdict: Verdict) -> N
 def save_summary(
     path: Path, *, run: dict[str, Any], objectives: Objectives, outcomes: Sequence[Outcome], verdict: Verdict
 ) -> None:
-    """`run` says what was asked for."""
+    """`run` holds the run's arguments."""
     summary = {
         "run": run,
         "objectives": dataclasses.asdict(objectives),
@@ -56,7 +56,7 @@ def save_summary(
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:
-    """JSON has no NaN: null where no call ended well, and for a phase without an end."""
+    """JSON has no NaN: null if no call ended correctly, and for a phase without an end."""
     fields = dataclasses.asdict(outcome)
     phase = fields.pop("phase")
     return {

@@ -1,4 +1,4 @@
-"""One process's part in a load test: what happens at which of Locust's events."""
+"""A process's handlers of Locust's events."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from loadtest.users import USER_CLASSES, ClassifierUser
 from loadtest.verdict import judge
 from loadtest.wires import access_of, parse_host
 
-# What summary.json repeats of the arguments.
+# The arguments that summary.json repeats.
 SUMMARISED = (
     *("shape", "arrivals", "num_users", "run_time", "processes"),
     *("catalogue", "mix", "timeout_s", "settle_s", "seed"),
@@ -37,7 +37,7 @@ SUMMARISED = (
 
 
 class Session:
-    """A worker makes calls, a master judges; a process alone does both."""
+    """A worker makes calls, a master judges; a single process does both."""
 
     def __init__(self, environment: Environment) -> None:
         assert isinstance(environment.parsed_options, argparse.Namespace)  # Locust has read the command line
@@ -51,14 +51,14 @@ class Session:
             gevent.spawn(self._recording.watch_generator)
             environment.events.test_start.add_listener(self._prepare_users)
         if not isinstance(environment.runner, WorkerRunner):
-            # During a shape Locust has no handler of its own, and would leave its workers behind.
+            # During a shape Locust has no handler, and would leave its workers running.
             signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
             self._choose_users()
             self._shape.is_idle = self._recording.is_idle
             environment.events.quitting.add_listener(self._conclude)
 
     def _choose_users(self) -> None:
-        """The address says over which protocol. What is wrong is said now, and not after the run."""
+        """Check address and protocol before the run."""
         try:
             host = parse_host(self._environment.host)
             access_of(host, os.environ)
@@ -68,7 +68,7 @@ class Session:
         self._environment.user_classes = [USER_CLASSES[host.protocol]]
 
     def _prepare_users(self, **_: Any) -> None:
-        """Everything slow happens here, before the first user starts."""
+        """All slow work, before the first user starts."""
         options, runner = self._options, self._environment.runner
         assert isinstance(runner, (LocalRunner, WorkerRunner))
         seed = options.seed + runner.worker_index
@@ -92,9 +92,9 @@ class Session:
         ClassifierUser.randomness = random.Random(seed)
 
     def _conclude(self, **_: Any) -> None:
-        """Measure, judge, tell; the verdict is Locust's exit status."""
+        """Measure, judge, report; the verdict sets Locust's exit status."""
         if not hasattr(self._shape, "plan"):
-            return  # ended before it began
+            return  # ended before it started
         options, plan, timeline = self._options, self._shape.plan, self._recording.timeline
         objectives = load_objectives(Path(options.slo))
         start_s, end_s = self._shape.started_at_s, time.time()
@@ -118,5 +118,5 @@ class Session:
                 outcomes, verdict.knee, objectives, results / "latency_against_load.png"
             )
         self._environment.process_exit_code = verdict.exit_code
-        # After Locust's own tables, as the last word.
+        # After Locust's own tables.
         self._environment.events.quit.add_listener(lambda **_: print_report(options.shape, outcomes, verdict))

@@ -1,4 +1,4 @@
-"""Walks a running Locust through the plan, then lets the calls in flight end."""
+"""Applies the plan to a running Locust, then lets the calls in flight end."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from loadtest.plan import Phase, make_plan
 class PlannedShape(LoadTestShape):
     """--shape, with --users and --run-time as its size.
 
-    started_at_s  when the plan began, on the wall clock
-    is_idle       says whether the last call has ended, in all processes
+    started_at_s  start of the plan, on the wall clock
+    is_idle       whether the last call has ended, in all processes
     """
 
     use_common_options: ClassVar[bool] = True
@@ -38,7 +38,7 @@ class PlannedShape(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         left_s = time.time() - self.started_at_s
-        spawn_rate = max(phase.users for phase in self.plan)  # all that a phase brings, at once
+        spawn_rate = max(phase.users for phase in self.plan)  # all users of a phase at once
         for phase in self.plan:
             if left_s < phase.duration_s:
                 return phase.users, spawn_rate

@@ -1,7 +1,7 @@
-"""What happened in each second of a run, in a form that adds up over worker processes.
+"""The counts of each second of a run, which can be added over worker processes.
 
-A call belongs to the second in which it was meant to start; only its end is counted in the second of the end.
-Seconds are those of the wall clock: machines that generate load together need clocks that agree to a second.
+A call belongs to the second of its planned start; `ended_well` counts in the second of its end. Seconds are
+of the wall clock, so machines that generate load together need clocks that agree to a second.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 @dataclasses.dataclass
 class Second:
-    """offered        calls that were meant to start
-    missed         of these, never started: too many were in flight
+    """offered        calls planned to start
+    missed         of these, not started: too many were in flight
     late           of these, started late by the generator
-    failed         of these, ended otherwise than they should
-    ended_well     calls that ended as they should in this second, whenever they started
-    latencies_ms   how many calls that ended as they should took how long, to three digits
+    failed         of these, ended wrongly
+    ended_well     calls that ended correctly in this second
+    latencies_ms   number of correct calls by latency, to three digits
     generator_cpu  of the busiest generating process, as a share of one core
     """
 
@@ -67,11 +67,11 @@ class Timeline:
         second.generator_cpu = max(second.generator_cpu, cpu)
 
     def between(self, start_s: float, end_s: float) -> list[Second]:
-        """The whole seconds in between, those in which nothing happened included."""
+        """The whole seconds in between, including empty ones."""
         return [self._seconds.get(number) or Second() for number in range(math.ceil(start_s), int(end_s))]
 
     def take(self) -> list[dict[str, Any]]:
-        """Everything so far, for a message to the master; it is forgotten here."""
+        """Remove and return everything so far, for a message to the master."""
         taken, self._seconds = self._seconds, collections.defaultdict(Second)
         return [
             {**vars(second), "number": number, "latencies_ms": list(second.latencies_ms.items())}
@@ -79,7 +79,7 @@ class Timeline:
         ]
 
     def merge(self, taken: Iterable[Mapping[str, Any]]) -> None:
-        """What a worker's `take` has returned."""
+        """Add what a worker's `take` has returned."""
         for entry in taken:
             fields = dict(entry)
             number = fields.pop("number")

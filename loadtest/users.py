@@ -1,4 +1,4 @@
-"""Locust's users: each makes calls over one protocol, at the instants that its arrival model says."""
+"""Locust's users: each makes calls over one protocol, at the times of its arrival model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ClassifierUser(User):
             gevent.sleep(self.wait_time())
 
     def wait_time(self) -> float:
-        """Seconds until the next call is due; none when it is overdue."""
+        """Seconds until the next call is due; 0 if it is overdue."""
         return 0.0 if self._schedule is None else max(0.0, self._schedule.next_start_s - time.monotonic())
 
     @task

@@ -1,4 +1,4 @@
-"""Whether a run held its objectives, in words that name the objective, what was found and what is allowed."""
+"""Whether a run held its objectives: the objective, what was found and what is allowed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from loadtest.plan import STEP
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """breaches   what fails the run
-    warnings   why its figures may say less about the server than they seem to
-    knee       of a step shape: the highest load that was sustained
+    """breaches   reasons to fail the run
+    warnings   reasons to doubt its figures
+    knee       of a step shape: the highest sustained load
     """
 
     breaches: list[str]
@@ -27,7 +27,7 @@ class Verdict:
 
 
 def judge(shape: str, outcomes: Sequence[Outcome], objectives: Objectives) -> Verdict:
-    """The objectives hold for every judged phase; throughput for the best of those that hold the others."""
+    """Objectives apply to every judged phase; throughput to the best of those that hold the others."""
     warnings = [_describe_generator(outcome) for outcome in outcomes if outcome.is_generator_limit]
     if not outcomes:
         return Verdict(breaches=["no phase lasted long enough to be measured"], warnings=warnings)

@@ -1,7 +1,7 @@
 """Sends encoded requests over gRPC and HTTP, in the client's own wire format.
 
-Not through `diptych_client.Client`: it retries, which a load test must not, and it refuses some corrupt
-inputs before they are sent. A payload is encoded to its last byte before the clock starts.
+`diptych_client.Client` is not used: it retries, which a load test must not, and it refuses some corrupt
+inputs before sending. A payload is completely encoded before the clock starts.
 
 Import after Locust, whose gevent patches the sockets of everything below.
 """
@@ -28,7 +28,7 @@ from diptych_client._transports import _grpc_wire, _http_wire
 from diptych_serving.errors import UserError
 
 GRPC_METHOD = "/inference.GRPCInferenceService/ModelInfer"
-# Photographs are larger than the 4 MiB that gRPC accepts by itself; and a proxy would be tested instead.
+# Photos are larger than gRPC's default of 4 MiB; and without this a proxy would be tested.
 GRPC_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -36,12 +36,12 @@ GRPC_OPTIONS = (
 )
 
 
-# Triton's errors carry it, and Locust counts the failures whose words are the same.
+# Removed from Triton's errors, because Locust counts failures by message.
 _REQUEST_ID = re.compile(r"\[request id: [^\]]*\] ")
 
 
 class CallFailed(Exception):
-    """The server said no, or nothing. `status` is gRPC's name, HTTP's number, or the name of an OSError."""
+    """The call failed. `status` is a gRPC name, an HTTP number, or the name of an OSError."""
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(f"{status}: {_REQUEST_ID.sub('', message)}")
@@ -60,7 +60,7 @@ class Encoded:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Access:
-    """What every call of a run has in common. The headers' values may be secrets.
+    """The common part of all calls of a run. Header values may be secrets.
 
     tls  None: not encrypted
     """
@@ -76,7 +76,7 @@ class Wire(Protocol):
     """One server. Any number of greenlets may send at once."""
 
     name: str
-    refusal: str  # the status of what is the caller's error
+    refusal: str  # the status of a caller's error
 
     def encode(self, request: Request) -> Encoded: ...
 
@@ -85,7 +85,7 @@ class Wire(Protocol):
         ...
 
     def check(self, encoded: Encoded, answer: Any) -> int:
-        """Raises what is wrong with an answer, returns its size in bytes. Not on the clock."""
+        """Check an answer and return its size in bytes; not timed."""
         ...
 
 
@@ -183,7 +183,7 @@ class Host:
 
 
 def parse_host(host: str | None) -> Host:
-    """The server's address: its scheme says which protocol is meant, and whether it is encrypted."""
+    """The server's address; its scheme is the protocol, with or without TLS."""
     parts = urlsplit(host or "")
     protocol = parts.scheme.removesuffix("s")
     if protocol not in ("grpc", "http") or not parts.hostname or not parts.port:
@@ -199,7 +199,7 @@ def access_of(host: Host, environment: Mapping[str, str]) -> Access:
     try:
         tls = (tls_of(environment) or Tls()) if host.is_secure else None
         if tls is not None:
-            tls.ssl_context()  # a broken file is said before the run
+            tls.ssl_context()  # report a broken file before the run
         return Access(tls=tls, headers=dict(Headers(headers_of(environment)).pairs()))
     except InvalidInput as error:
         raise UserError(str(error)) from None

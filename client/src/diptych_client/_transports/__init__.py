@@ -10,9 +10,7 @@ __all__ = ["AsyncTransport", "Attempt", "Transport", "open_async_transport", "op
 
 
 def open_transport(address: Address, tls: Tls | None) -> Transport:
-    """Connects lazily, and imports only what the scheme needs: importing gRPC takes longer than everything
-    else.
-    """
+    """Connects lazily, and imports only what the scheme needs, because importing gRPC is slow."""
     if address.scheme == LOCAL:
         from diptych_client._transports._local import LocalTransport
 
