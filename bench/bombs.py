@@ -1,4 +1,4 @@
-"""What each small file that asks for much costs the preprocessor: `python -m bench.bombs [--json]`."""
+"""The cost of hostile image files for the preprocessor: `python -m bench.bombs [--json]`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.bombs import BOMBS, encode
 
 
 def measure_all() -> Iterator[tuple[str, int, float, float, str]]:
-    """(name, bytes of the file, seconds of CPU, MiB of memory on top, what came of it) of each bomb."""
+    """(name, bytes of the file, seconds of CPU, MiB of extra memory, result) of each file."""
     spec = PreprocessingSpec(image_size_px=224, max_tokens=32)
     for format in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):  # libraries load at first use
         fit_image(encode(Image.new("RGB", (600, 600)), format), spec)

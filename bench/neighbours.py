@@ -1,9 +1,9 @@
-"""What hostile requests cost good ones: rounds of good traffic alone and with one hostile request in ten.
+"""The cost of hostile requests for good ones: rounds of good traffic, without and with 10 % hostile requests.
 
     python -m bench.neighbours --repository build/model_repository
 
-Rounds alternate, so that whatever else slows the machine slows both. Each caller sends one request after the
-other. It prints the median latency of the good requests in each kind of round, and their ratio.
+Rounds alternate, so that other load on the machine slows both kinds. Each caller sends one request after the
+other. Prints the median latency of good requests in both kinds of round, and the ratio.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SCHEDULE_LENGTH = 1000
 
 
 def good_items() -> list[Item]:
-    """Photos of web size with a few words."""
+    """Photos of web size with a short text."""
     noise = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3), dtype=np.uint8)
     images = [Image.fromarray(pixels).resize((640, 640), Image.Resampling.BICUBIC) for pixels in noise]
     return [(encode(image, "JPEG", quality=85), b"a red apple on a table") for image in images]

@@ -1,13 +1,13 @@
-"""What the client costs over raw tritonclient: both ask one server the same, in turns, in one run.
+"""The cost of the client over raw tritonclient: both send the same requests to one server, in turns.
 
 python -m bench.overhead --repository build/model_repository            starts a server of its own
 python -m bench.overhead --repository build/model_repository --quick    to see that it works
 
-The raw side is what a caller would write by hand: inputs built anew for each call, a timeout, the result as
-an array; no labels, no retries, no typed errors. Many short rounds are interleaved and start with the one or
-the other in turn, so that a change of the machine's mood meets both; each pair of rounds gives one ratio. The
-median counts, and a bootstrap over the pairs says how far it can be trusted: the target is shown, missed, or
-not decided. CPU time is this process's, without the server's, and much steadier than throughput.
+The raw side is a caller's own code: new inputs for each call, a timeout, the result as an array; no labels,
+no retries, no typed errors. Many short rounds alternate, so that changes of the machine affect both. Each
+pair of rounds gives one ratio; the result is the median with a bootstrap interval over the pairs: target
+shown, missed or not decided. CPU time is this process's, without the server's, and varies less than
+throughput.
 """
 
 from __future__ import annotations

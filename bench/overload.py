@@ -1,10 +1,9 @@
-"""How much is answered when three times as much is asked: `python -m bench.overload`.
+"""Goodput at three times the peak load: `python -m bench.overload`.
 
-First the peak, in closed loop; then three times as many calls a second in open loop, without retries. The
-promise: what is refused is refused at once, what is answered waits no longer than the queues are deep, and
-goodput (answers within the deadline) stays at 80 % of the peak. Exit status 1 where it does not.
+First the peak, in closed loop; then three times as many calls a second in open loop, without retries. Goodput
+(answers within the deadline) must stay at 80 % of the peak, else the exit status is 1.
 
-The generator is a process of its own: its share of the machine's cores is the server's loss, and is printed.
+The generator is a separate process. It takes CPU from the server, so its share is printed.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ DEADLINE_S = 5.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Overload:
-    """What the callers of the open loop saw after the warm-up. Times in milliseconds."""
+    """Results of the open loop after the warm-up. Times in milliseconds."""
 
     offered_per_s: float
     goodput_per_s: float

@@ -1,1 +1,1 @@
-"""What a user would pick instead of Triton, serving the same files."""
+"""Alternatives to Triton that serve the same files."""

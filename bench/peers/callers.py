@@ -1,4 +1,4 @@
-"""How each peer is called: standard library alone, one connection a thread that stays open."""
+"""Callers of each peer: standard library only, one persistent connection for each thread."""
 
 from __future__ import annotations
 

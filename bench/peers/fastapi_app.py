@@ -1,4 +1,4 @@
-"""FastAPI as most people would write it: one process, one item a request, PyTorch as it comes.
+"""A plain FastAPI service: one process, one item a request, PyTorch's defaults.
 
 Usage: python -m bench.peers.fastapi_app REPOSITORY PORT [DEVICE]
 """

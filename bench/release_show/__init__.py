@@ -1,1 +1,1 @@
-"""Releases under continuous load, shown: which version answered when, and whether any call was lost."""
+"""Draws releases under load: which version answered when, and whether any call was lost."""

@@ -1,4 +1,4 @@
-"""Releases under load, from a trained run: a table, a chart, and status 1 where a promise was broken.
+"""Releases under load, from a trained run: a table, a chart, and status 1 if a promise was broken.
 
     python -m bench.release_show --run runs/quickstart
 
@@ -35,7 +35,9 @@ def main() -> int:
     )
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=30.0, help="The load goes on for at least so long.")
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="The least duration of the load, in seconds."
+    )
     parser.add_argument("--pause-s", type=float, default=2.0, help="Between the commands.")
     parser.add_argument("--chart", type=Path, default=CHART)
     options = parser.parse_args()

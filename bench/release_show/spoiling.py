@@ -1,4 +1,4 @@
-"""Spoils an exported version in the three ways that an activation must find out, and makes it whole again."""
+"""Damages an exported version in three ways that an activation must find, and restores it."""
 
 from __future__ import annotations
 

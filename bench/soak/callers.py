@@ -1,4 +1,4 @@
-"""The traffic: good callers over both wires, hurried ones, one that sends rubbish. Answers are compared."""
+"""The traffic: good callers over both wires, callers with short deadlines, one that sends bad items."""
 
 from __future__ import annotations
 

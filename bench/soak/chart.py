@@ -1,4 +1,4 @@
-"""Draws a soak: what became of the calls, and every gauge, over time, with the faults where they were."""
+"""Draws a soak: results of the calls and all gauges over time, with the faults."""
 
 from __future__ import annotations
 

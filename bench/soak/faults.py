@@ -1,4 +1,4 @@
-"""What is done to the server. Each function injects one fault and returns once it has been injected."""
+"""The faults. Each function injects one fault and returns after that."""
 
 from __future__ import annotations
 
@@ -127,8 +127,9 @@ class Faults:
         self._ledger.enter(BURST_CALLS, asyncio.run(call_all()))
 
     def _vanish(self, url: str) -> None:
-        """Half a request and a reset, many times; then processes that die with calls in flight. Nobody is
-        left to account for those calls: the gauges tell whether the server forgets them."""
+        """Half requests with a reset; then processes that die with calls in flight. These calls are in no
+        ledger: the
+        gauges show whether the server drops them."""
         for _ in range(NUM_VANISHING):
             with socket.create_connection(self._http_address) as connection:
                 connection.sendall(

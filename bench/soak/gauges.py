@@ -1,4 +1,4 @@
-"""What could leak, read every other second: of the server with all its processes, and of its callers."""
+"""Measures every two seconds what could leak: in the server with all its processes, and in its callers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps what became of every call: each begins once and must end once."""
+"""Records every call: each starts once and must end once."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How near the server comes to the limit, and what the alternatives reach: `make bench`."""
+"""The server's speed beside the limit and the alternatives: `make bench`."""

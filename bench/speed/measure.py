@@ -1,4 +1,4 @@
-"""One pair through all systems, rounds interleaved: every round asks each system in turn."""
+"""Measures one pair in all systems; every round measures each system in turn."""
 
 from __future__ import annotations
 

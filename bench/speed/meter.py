@@ -1,4 +1,4 @@
-"""CPU time and memory of a process and all that it has started."""
+"""CPU time and memory of a process and its children."""
 
 from __future__ import annotations
 

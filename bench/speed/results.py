@@ -1,4 +1,4 @@
-"""What the benchmark found, as a table, as JSON and as charts."""
+"""Writes the benchmark's results as a table, JSON and charts."""
 
 from __future__ import annotations
 

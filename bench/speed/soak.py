@@ -1,4 +1,4 @@
-"""Many requests on end: whether time and memory grow in a straight line with their number."""
+"""A long run of requests: whether items grow linearly with time, and whether memory grows."""
 
 from __future__ import annotations
 
