@@ -31,7 +31,7 @@ def checkout(tmp_path: Path) -> Path:
     """A checkout under its usual name, whose build/ and neighbours are the test's own."""
     checkout = tmp_path / "diptych"
     checkout.mkdir()
-    for name in ("docker", "Makefile", "training", "serving", "client"):
+    for name in ("docker", "Makefile", "VERSION", "pyproject.toml", "training", "serving", "client"):
         (checkout / name).symlink_to(ROOT / name)
     return checkout
 
