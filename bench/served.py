@@ -12,12 +12,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from diptych_client import Client, DiptychError, Retries
 from diptych_serving.errors import UserError
 from diptych_serving.server import Supervision, children, leftovers
 from diptych_serving.server.address import LOCALHOST
-from diptych_serving.server.ports import Ports
 from diptych_serving.server.supervisor import Restarts
 
 SERVE = """
@@ -30,6 +30,7 @@ host, ports, supervision, restarts = json.loads(sys.argv[1])
 config = ServerConfig(host=host, ports=Ports(**ports))
 sys.exit(serve(Path(sys.argv[2]), config, Supervision(**supervision), Restarts(**restarts)))
 """
+WIRES = ("HTTP", "gRPC", "metrics")
 START_TIMEOUT_S = 300.0
 END_TIMEOUT_S = 120.0
 POLL_S = 0.05
@@ -51,11 +52,11 @@ class ServedProcess:
         restarts: Restarts | None = None,
         command: Sequence[str] = (),
     ) -> None:
-        # Chosen here, so that a second start has the same ports.
-        ports = Ports(http=0, grpc=0, metrics=0).settle(host)
-        parts = (ports, supervision or Supervision(), restarts or Restarts())
-        values = json.dumps([host, *map(dataclasses.asdict, parts)])
-        self._command = [*(command or (sys.executable, "-c", SERVE, values)), str(repository)]
+        self._repository, self._host, self._entry = repository, host, command
+        self._options = [
+            dataclasses.asdict(supervision or Supervision()),
+            dataclasses.asdict(restarts or Restarts()),
+        ]
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
 
     def __enter__(self) -> ServedProcess:
@@ -69,9 +70,15 @@ class ServedProcess:
         leftovers.sweep(self.prefix)
 
     def start(self) -> None:
-        """For the first time, or again after its end."""
+        """For the first time, on free ports; or again after its end, on the same ports."""
+        ports = {wire.lower(): urlsplit(self.url(wire)).port if self.output() else 0 for wire in WIRES}
+        values = json.dumps([self._host, ports, *self._options])
+        command = self._entry or (sys.executable, "-c", SERVE, values)
         self.process = children.start(
-            self._command, stdin=subprocess.DEVNULL, stdout=self._output, stderr=subprocess.STDOUT
+            [*command, str(self._repository)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
         )
         self.prefix = leftovers.owner_prefix(self.process.pid)
 
