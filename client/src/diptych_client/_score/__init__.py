@@ -1,4 +1,4 @@
-"""Whole tables through the classifier, in constant memory, going on where a killed job stopped."""
+"""Classifies whole tables in constant memory; resumes a killed job."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a job has answered so far, in a folder beside its output, from which a killed job resumes.
+"""The checkpoints of a job, in a folder beside its output, from which a killed job resumes.
 
-A checkpoint is two files, named by how many rows of the table are done with it: the rows' errors, then their
-scores. Each is written beside and renamed, the scores last: a checkpoint with scores is whole. Rows after the
-last whole checkpoint are asked again; their earlier answers were never written.
+A checkpoint is two files, named by the number of finished rows: the rows' errors, then their scores. Each is
+written by a rename, the scores last, so a checkpoint with scores is complete. Rows after the last complete
+checkpoint are sent again.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ JOB_FILE = "job.json"
 
 @contextlib.contextmanager
 def only_job(out: Path) -> Iterator[None]:
-    """Hold the output while the block runs; a job that is killed lets go of it.
+    """Lock the output while the block runs; a killed job releases it.
 
-    raises  InvalidInput where another job holds it
+    raises  InvalidInput if another job holds it
     """
     lock = filelock.FileLock(out.with_name(f"{out.name}.lock"), timeout=0)
     try:
@@ -46,13 +46,13 @@ def only_job(out: Path) -> Iterator[None]:
 
 
 class Checkpoints:
-    """The folder OUT.parts and the two files that it becomes in the end, OUT and its errors."""
+    """The folder OUT.parts and the two final files, OUT and its errors."""
 
     def __init__(self, out: Path, schema: pa.Schema, job: Mapping[str, Any]) -> None:
-        """Make the folder, or take up the one that is there.
+        """Make the folder, or continue with an existing one.
 
-        job     what the rows and their answers depend on, as JSON; other checkpoints do not fit
-        raises  InvalidInput where the output exists, or the checkpoints are of another job
+        job     what the rows and their answers depend on, as JSON; other checkpoints are refused
+        raises  InvalidInput if the output exists, or the checkpoints belong to another job
         """
         self.out, self.errors = out, out.with_suffix(".errors.csv")
         self._schema = schema
@@ -68,7 +68,7 @@ class Checkpoints:
 
     @property
     def num_done(self) -> int:
-        """Rows of the table, from the first on, that are answered and on disk."""
+        """The number of rows, from the first on, that are answered and on disk."""
         return max(self._ends(), default=0)
 
     def add(self, end: int, scores: Sequence[Mapping[str, Any]], errors: Sequence[Sequence[object]]) -> None:
@@ -96,7 +96,7 @@ class Checkpoints:
                 table = pq.read_table(self._scores_of(end), schema=self._schema)
                 parquet.write_table(table)
                 num_scored += table.num_rows
-        # In one step, since a folder that is half removed would look like a job that is half done.
+        # In one step, because a half-removed folder would look like an unfinished job.
         self._folder.rename(self._finished)
         _sync(self._folder.parent)
         shutil.rmtree(self._finished)
@@ -125,7 +125,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place once it is whole and on the disk."""
+    """A temporary file that replaces `path` when it is complete and on the disk."""
     beside = path.with_name(f"{path.name}.tmp")
     yield beside
     _sync(beside)

@@ -1,4 +1,4 @@
-"""One table, scored: rows in, answers beside them out, a checkpoint every N rows, a bar on the terminal."""
+"""Scores one table: classifies its rows, writes a checkpoint every N rows, shows progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from diptych_client._score._table import Row, Table, open_table, rows_of
 if TYPE_CHECKING:
     from diptych_client._client import Client
 
-# Errors of one file. All others (too many open files, a disk that fails) are the machine's.
+# Errors of one file. All others (too many open files, a failing disk) are the machine's.
 ERRORS_OF_ONE_FILE = frozenset(
     (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 )
@@ -35,7 +35,7 @@ Scored = tuple[Row, Answer | DiptychError]
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What became of a table's rows, and where they are. scored + failed is all of them."""
+    """The numbers of scored and failed rows, and their files. Together they are all rows."""
 
     num_scored: int
     num_failed: int
@@ -55,15 +55,15 @@ def score_table(
 ) -> Summary:
     """Classify every row of a CSV or Parquet table; write Parquet, and a CSV of the rows that cannot be.
 
-    The job stops at every failure that is not a row's own: no server, an expired token, a disk that fails.
-    The same call resumes it, as after a kill: no row is lost, none is in the output twice.
+    The job stops at every failure that is not a row's own: no server, an expired token, a failing disk. The
+    same call resumes it, also after a kill: no row is lost or repeated.
 
     table_path   columns image_path (absolute, or relative to the table) and description; in Parquet also
                  image, with the images themselves. Others are copied to the output.
     out          a .parquet file: the row's number, the table's columns, label, score, probabilities by
                  label, model_version. Bad rows go beside it, to a CSV of row, field and reason.
-    skip_faults  count a row that the server breaks on as bad, where the server still answers other items;
-                 else the job stops there
+    skip_faults  count a row that causes a server error as bad, if the server still answers other items;
+                 default: stop
     on_progress  called with the number of rows done and of all rows
     raises       InvalidInput for a table or an output that cannot be used; any other DiptychError or OSError
                  that stopped the job. What was answered until then is kept.
@@ -130,7 +130,7 @@ def _take(
 
 
 def _not_about(row: Row, error: DiptychError, can_skip: Callable[[DiptychError], bool]) -> Exception | None:
-    """What stops the job, because other rows would fail alike; None where only this row is to blame."""
+    """The error that stops the job, because other rows would fail too; None if it is only this row's."""
     if error is row.error or can_skip(error):
         return None
     if not isinstance(error, InvalidInput) or not error.is_about_item:
@@ -142,7 +142,7 @@ def _not_about(row: Row, error: DiptychError, can_skip: Callable[[DiptychError],
 
 
 def _other_labels(answer: Answer, labels: tuple[str, ...]) -> InvalidInput:
-    """A release came in between. A table needs the same labels in all of its rows."""
+    """After a release. A table needs the same labels in all rows."""
     found = f"answers of version {answer.model_version} with the labels {', '.join(answer.probabilities)}"
     return InvalidInput.refusing("--out", found, f"those that the job began with: {', '.join(labels)}")
 
@@ -192,7 +192,7 @@ def _describe_job(table_path: Path, schema: pa.Schema) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """What to call with the number of rows done and of all rows. Writes to standard error."""
+    """A function of the number of finished rows and of all rows, which writes to standard error."""
     console = Console(stderr=True)
     columns = (
         BarColumn(),

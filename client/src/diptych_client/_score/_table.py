@@ -1,6 +1,6 @@
 """The rows of a CSV or Parquet table, a few at a time.
 
-A row is what the classifier is asked, and the cells that its answer is written beside. Knows no client.
+A row is an item, and the cells to copy beside its answer. Knows no client.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PATH, IMAGE, TEXT = "image_path", "image", "description"
 ACCEPTED_COLUMNS = f"one or more of {PATH}, {IMAGE} (Parquet only) and {TEXT}"
 MAX_CELL_CHARACTERS = 2**24
 ROWS_AT_ONCE = 16  # of images, which may have some MB each
-# Else pyarrow reads the images of a whole group of rows at once, which is often the whole file.
+# Otherwise pyarrow reads the images of a whole group of rows at once, often the whole file.
 ONE_PAGE_AT_A_TIME = {"pre_buffer": False, "buffer_size": 2**20}
 
 
@@ -32,7 +32,7 @@ class Row:
     image   a path, or an encoded file's bytes; None for no image
     text    None for no text
     kept    every cell but the image's bytes, by column
-    error   why the row cannot be asked about, where it cannot even be read
+    error   why the row cannot be read, if so
     """
 
     number: int
@@ -59,7 +59,7 @@ class Table(Protocol):
 
 
 def open_table(path: Path) -> Table:
-    """Raises InvalidInput for what is neither CSV nor Parquet, or has no column to ask about."""
+    """Raises InvalidInput if it is neither CSV nor Parquet, or has none of the columns."""
     kinds: dict[str, Callable[[Path], Table]] = {".csv": CsvTable, ".parquet": ParquetTable}
     kind = kinds.get(path.suffix.lower())
     if kind is None:
@@ -99,7 +99,7 @@ class CsvTable:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # All of it is read once before anything is asked: a broken table is found now, not hours later.
+        # The whole file is read once first, so that a broken table is found now, not hours later.
         self._header, self.num_rows = [], 0
         for number, cells in self._lines():
             if number == 0:
@@ -136,8 +136,9 @@ class CsvTable:
 
 
 def _rows_of(file: TextIO) -> Iterator[list[str]]:
-    """The cells of each row. Raises csv.Error with the line where the trouble begins: a quote that is never
-    closed would else take the rows behind it into its cell, and they would be lost without a word."""
+    """The cells of each row. Raises csv.Error with the line of an unclosed quote, which would otherwise
+    swallow
+    the following rows silently."""
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL_CHARACTERS))
     reader = csv.reader(file, strict=True)
     while True:

@@ -1,15 +1,13 @@
 """HTTP without its socket: KServe's v2 protocol with Triton's binary tensors, and one connection's state.
 
-The body is a JSON header followed by the tensors' own bytes. `Inference-Header-Content-Length` says where one
-ends and the other begins. Nothing is base64.
+The body is a JSON header, then the tensors' bytes. `Inference-Header-Content-Length` is the length of the
+header. Nothing is base64.
 
-h11 does the protocol's work. Why not a larger library: tritonclient's HTTP half is not thread-safe and brings
-gevent, and the timeouts of http.client, urllib3 and httpx start anew with every packet, so a server that
-trickles its answer holds a caller for ever. httpcore with a network backend that clamps each operation to the
-call's deadline would bring the pool and its checks, but the deadline would reach a shared connection's
-streams through a context variable, its asyncio pool needs anyio, and forks, request ids and the retry on a
-closed connection would still be ours. h11 does no I/O: each wait asks the call's one deadline, and the
-blocking and the async transport share all but the sockets.
+h11 implements the protocol without I/O, so each wait uses the call's deadline, and the blocking and the
+async transport share everything but the sockets. Larger libraries do not fit: tritonclient's HTTP client is
+not thread-safe and needs gevent; the timeouts of http.client, urllib3 and httpx restart with every packet,
+so a slow answer never ends; httpcore's asyncio pool needs anyio, and forks, request ids and retries on
+closed connections would still be our code.
 """
 
 from __future__ import annotations
@@ -98,8 +96,8 @@ def encode_request(request: Request, timeout_s: float) -> HttpRequest:
 
 
 def decode_response(response: HttpResponse, request_id: str) -> Reply:
-    """Raises what the server's error stands for, ConnectionFailed where the answer is another request's, or
-    ServerFault where it cannot be read."""
+    """Raises the server's error, ConnectionFailed for another request's answer, or ServerFault if it is
+    unreadable."""
     if response.status != 200:
         raise _error_of(response, request_id)
     try:
@@ -119,26 +117,26 @@ def decode_response(response: HttpResponse, request_id: str) -> Reply:
 
 
 def may_be_kept(error: Exception) -> bool:
-    """Whether a connection is good for another request: the server has refused this one, and no more."""
+    """Whether the connection can be used again: the server only refused this request."""
     return isinstance(error, DiptychError) and not isinstance(error, (ConnectionFailed, DeadlineExceeded))
 
 
 def is_ready(response: HttpResponse) -> bool:
-    """Raises what any status but Triton's yes (200) and no (400) stands for."""
+    """Raises the error of any status except Triton's 200 and 400."""
     if response.status not in (200, 400):
         raise _error_of(response, None)
     return response.status == 200
 
 
 def decode_info(server: dict[str, Any], model: dict[str, Any] | None) -> ServerInfo:
-    """model  None where the model is not ready: then Triton does not describe it"""
+    """model  None if the model is not ready: then Triton does not describe it"""
     versions = () if model is None else tuple(str(version) for version in model.get("versions", ()))
     name, version = (str(server.get(key, "")) for key in ("name", "version"))
     return ServerInfo(name, version, versions, model is not None)
 
 
 def json_of(response: HttpResponse) -> dict[str, Any]:
-    """Raises what the server's error stands for, or ServerFault."""
+    """Raises the server's error, or ServerFault."""
     if response.status != 200:
         raise _error_of(response, None)
     try:
@@ -155,7 +153,7 @@ def _error_of(response: HttpResponse, request_id: str | None) -> DiptychError:
 
 
 def _tensors(outputs: Any, rest: bytes) -> Iterator[tuple[str, tuple[dict[str, Any], bytes]]]:
-    """Each output with its bytes, by name. They lie one after the other, in the order of the header."""
+    """Each output with its bytes, by name. The bytes are in the order of the header."""
     for output in outputs:
         size = output["parameters"]["binary_data_size"]
         if not 0 <= size <= len(rest):
@@ -181,10 +179,10 @@ def _describe_input(name: str, packed: bytes) -> dict[str, Any]:
 
 RECEIVE_BYTES = 64 * 1024  # an answer is a few hundred bytes
 
-# httpx's default. A stopping Triton waits for open connections, so those of a past rush must not linger.
+# httpx's default. A stopping Triton waits for open connections, so idle ones must be closed soon.
 KEEP_IDLE_S = 5.0
 
-# How a connection that the server has closed meanwhile shows itself at its next use.
+# Errors at the next use of a connection that the server has closed.
 HUNG_UP = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 FAILURES = (OSError, h11.RemoteProtocolError)
 
@@ -192,8 +190,8 @@ FAILURES = (OSError, h11.RemoteProtocolError)
 class HttpProtocol:
     """For one request at a time.
 
-    prefix     what a gateway puts before each target
-    has_heard  whether any byte of the current answer has come
+    prefix     a gateway's prefix of each target
+    has_heard  whether any byte of the current answer has arrived
     """
 
     def __init__(self, authority: str, prefix: str = "") -> None:
@@ -221,9 +219,9 @@ class HttpProtocol:
                 yield data
 
     def receive(self, data: bytes) -> HttpResponse | None:
-        """Take what was read, b"" for the end of the stream; return the answer once it is whole.
+        """Take the read bytes, b"" for the end of the stream; return the answer when it is complete.
 
-        Raises h11.RemoteProtocolError, or ConnectionResetError where the stream ended too early.
+        Raises h11.RemoteProtocolError, or ConnectionResetError if the stream ended too early.
         """
         self.has_heard = self.has_heard or bool(data)
         self._connection.receive_data(data)
@@ -239,7 +237,7 @@ class HttpProtocol:
         """Whether the connection can carry another request; if so, it is ready for it."""
         if self._connection.our_state is not h11.DONE or self._connection.their_state is not h11.DONE:
             return False
-        if self._connection.trailing_data[0]:  # bytes that nobody asked for would answer the next request
+        if self._connection.trailing_data[0]:  # unrequested bytes would become the next answer
             return False
         self._connection.start_next_cycle()
         self.idle_until_s = time.monotonic() + KEEP_IDLE_S
@@ -253,7 +251,7 @@ class HttpProtocol:
             elif isinstance(event, h11.Data):
                 self._body.append(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
-                assert self._head is not None  # h11 lets no message end that has not begun
+                assert self._head is not None  # h11 cannot end a message that has not started
                 pairs = self._head.headers  # names in lower case
                 headers = {name.decode("ascii"): value.decode("latin-1") for name, value in pairs}
                 return HttpResponse(self._head.status_code, headers, b"".join(self._body))
@@ -264,7 +262,7 @@ class HttpProtocol:
 
 
 def explain(error: Exception, address: Address, request_id: str | None) -> DiptychError:
-    """Ours for one of FAILURES."""
+    """Our error for one of FAILURES."""
     if isinstance(error, h11.RemoteProtocolError):
         message = f"no HTTP/1.1 comes from there ({error}). Is it the gRPC port?"
     else:

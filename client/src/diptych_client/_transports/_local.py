@@ -1,9 +1,8 @@
-"""The classifier in the caller's own process: for tests and notebooks, where no server should be needed.
+"""The classifier in the caller's process, for tests and notebooks without a server.
 
-Runs what the server would run: the preprocessing snapshot and the TorchScript files of the version that the
-repository's ensemble pins. Those files are code. Their checksums are compared with the version's manifest
-before anything is executed, which finds damage and half-copied repositories; whoever can write both can still
-run what they like, so open only repositories that you would serve.
+It runs the same files as the server: the preprocessing snapshot and the TorchScript files of the serving
+version. These files are code. Their checksums are compared with the version's manifest before execution,
+which finds damage but not an attacker who can write both, so open only repositories that you would serve.
 """
 
 from __future__ import annotations
@@ -42,11 +41,10 @@ SNAPSHOT = ("image_files", "preprocessing")  # the second imports the first
 
 
 class LocalTransport:
-    """Answers as the server would: to 1e-5 in a probability in fp32, to 4e-3 in bf16, which rounds otherwise
-    in batches of other sizes. Safe to share between threads."""
+    """Answers like the server (1e-5 in fp32, 4e-3 in bf16). Safe to share between threads."""
 
     def __init__(self, path: str) -> None:
-        """Load the served version. Raises InvalidInput for what is no repository; MissingExtra."""
+        """Load the served version. Raises InvalidInput if it is not a repository, and MissingExtra."""
         with needs_extra("local"):
             import tokenizers  # noqa: F401  (the preprocessing snapshot imports it)
             import torch
@@ -55,7 +53,7 @@ class LocalTransport:
         release = _Release(Path(path))
         self._version = str(release.version)
         labels = release.read_part(MODEL, "labels.txt")
-        # Only a line feed ends a label: str.splitlines knows nine other characters.
+        # Only a line feed ends a label; str.splitlines also splits at others.
         self._labels = labels.decode("utf-8").removesuffix("\n").split("\n")
         self._labels_identity = hashlib.sha256(labels).hexdigest()[:IDENTITY_DIGITS]
         self._snapshot = _import_snapshot(release)
@@ -112,7 +110,7 @@ class LocalTransport:
 
 
 class _Release:
-    """The version that the ensemble serves: its steps, and its files once their checksums are right."""
+    """The version that the ensemble serves: its steps, and its files after their checksums were compared."""
 
     def __init__(self, repository: Path) -> None:
         from google.protobuf import text_format  # type: ignore[import-untyped,unused-ignore]
@@ -144,7 +142,7 @@ class _Release:
         return self.read(f"{model}/{self.version}/{file}")
 
     def read(self, file: str) -> bytes:
-        """A file's content, checked, so that what is run is what was checked. Raises InvalidInput."""
+        """A file's content, so that exactly the checked bytes are run. Raises InvalidInput."""
         content = self._read(file)
         if hashlib.sha256(content).hexdigest() != self._checksums.get(file):
             found = f"{self._repository / file}, whose checksum is not the one in the manifest"
@@ -163,7 +161,7 @@ class _Release:
 
 
 class _Step:
-    """One TorchScript part: tensors go in by the names of forward's arguments, as in Triton's backend."""
+    """One TorchScript part, called with tensors by argument name, as in Triton's backend."""
 
     def __init__(self, step: Any, release: _Release) -> None:
         self.module = _load_torchscript(release.read_part(step.model_name, "model.pt"))
@@ -180,16 +178,16 @@ def _load_torchscript(content: bytes) -> Any:
 
 
 def _import_snapshot(release: _Release) -> types.ModuleType:
-    """Run the checked source, and leave no bytecode in the repository, as an import would."""
+    """Run the checked source without leaving bytecode in the repository, as an import would."""
     sources = {name: release.read_part("preprocess", f"{name}.py") for name in SNAPSHOT}
     digest = hashlib.sha256(b"".join(sources.values())).hexdigest()
     package = types.ModuleType(f"diptych_snapshot_{digest}")
-    package.__path__ = []  # files of one package import one another
+    package.__path__ = []  # files of one package import each other
     sys.modules[package.__name__] = package
     for name, source in sources.items():
         module = types.ModuleType(f"{package.__name__}.{name}")
         module.__package__ = package.__name__
-        sys.modules[module.__name__] = module  # dataclasses look their module up
+        sys.modules[module.__name__] = module  # dataclasses look up their module
         exec(compile(source, f"{name}.py", "exec"), module.__dict__)
     return module
 

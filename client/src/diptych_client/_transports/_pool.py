@@ -1,7 +1,6 @@
-"""Connections that wait for their next use, and a limit on how many are in use at once.
+"""A pool of idle connections, with a limit on connections in use.
 
-Knows no sockets. The blocking and the async HTTP transport share it; each brings the kind of future that its
-callers wait with.
+Knows no sockets. The blocking and the async HTTP transport share it; each passes its own kind of future.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-# httpx's default. More would rather exhaust a process's descriptors than be served faster.
+# httpx's default. More would exhaust a process's descriptors, not speed it up.
 MAX_CONNECTIONS = 100
 
 
@@ -26,7 +25,7 @@ C = TypeVar("C", bound=Idle)
 
 
 class Pool(Generic[C]):
-    """Safe to share between threads: the lock is held for moments, never while anybody waits.
+    """Safe to share between threads: the lock is never held during a wait.
 
     new_waiter  makes a future (of concurrent.futures, or the event loop's)
     """
@@ -40,7 +39,7 @@ class Pool(Generic[C]):
         self._is_closed = False
 
     def enter(self) -> Any:
-        """Take a place; None where there is one. Else a future to wait for: first come, first served."""
+        """Take a place and return None; else a future to wait for, first come, first served."""
         with self._lock:
             if self._num_free:
                 self._num_free -= 1
@@ -50,16 +49,16 @@ class Pool(Generic[C]):
             return waiter
 
     def give_up(self, waiter: Any) -> None:
-        """Wait no longer; a place that has been given meanwhile goes to the next."""
+        """Stop waiting; a place that was already given goes to the next."""
         with self._lock:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
                 return
-        if not waiter.cancelled():  # a cancelled one was passed over
+        if not waiter.cancelled():  # a cancelled one was skipped
             self.leave()
 
     def leave(self) -> None:
-        """Give the place back, to the one who has waited longest."""
+        """Return the place, which goes to the longest waiting call."""
         with self._lock:
             while self._waiters:
                 waiter = self._waiters.popleft()
@@ -74,14 +73,14 @@ class Pool(Generic[C]):
             return self._idle.pop() if self._idle else None
 
     def put_idle(self, connection: C) -> bool:
-        """Keep a connection for its next use; False where the pool is closed."""
+        """Keep a connection for its next use; False if the pool is closed."""
         with self._lock:
             if not self._is_closed:
                 self._idle.append(connection)
             return not self._is_closed
 
     def take_expired(self, now_s: float) -> tuple[list[C], float | None]:
-        """Those that have idled for too long, to be closed, and when to look again; None: nothing idles."""
+        """Connections idle for too long, to be closed, and when to check again; None: none is idle."""
         with self._lock:
             expired = []
             while self._idle and self._idle[0].idle_until_s <= now_s:
@@ -89,7 +88,7 @@ class Pool(Generic[C]):
             return expired, self._idle[0].idle_until_s if self._idle else None
 
     def close(self) -> list[C]:
-        """Keep nothing from now on. Returns what idled, to be closed."""
+        """Keep no connection from now on. Returns the idle ones, to be closed."""
         with self._lock:
             self._is_closed = True
             idle = list(self._idle)

@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 async def within(attempt: Attempt, work: Coroutine[Any, Any, T]) -> T:
-    """The work's result. Raises DeadlineExceeded where it takes too long, and then cancels it.
+    """The work's result. If it takes too long, cancels it and raises DeadlineExceeded.
 
-    Not `asyncio.wait_for`: before Python 3.12 that swallows a cancellation which comes with the result.
+    Not `asyncio.wait_for`, which before Python 3.12 loses a cancellation that comes with the result.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -32,13 +32,13 @@ async def within(attempt: Attempt, work: Coroutine[Any, Any, T]) -> T:
 
 
 def _look_at(task: asyncio.Future[Any]) -> None:
-    """An error that is never looked at would be reported by asyncio."""
+    """Retrieve the error, because asyncio reports errors that nobody retrieves."""
     if not task.cancelled():
         task.exception()
 
 
 class ThreadedTransport:
-    """Its threads are its own: the event loop's may be busy with work of others."""
+    """It has its own threads, because the event loop's may be busy."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
