@@ -82,7 +82,7 @@ def _parse() -> argparse.Namespace:
         "--bench", type=Path, help="bench.json of `make bench`: its CPU time an item replaces ours"
     )
     parser.add_argument(
-        "--rule", type=Path, action="append", help="a ScaledObject; give several to compare them"
+        "--rule", type=Path, action="append", help="one more ScaledObject to compare; may be repeated"
     )
     parser.add_argument("--cores", type=int, default=4, help="of a pod, as overlays/cpu limits it")
     parser.add_argument(
@@ -144,10 +144,14 @@ def _answer(options: argparse.Namespace, costs_file: Path) -> None:
         f"{costs.cpu_ms():.1f} CPU-ms an item, {costs.cpu_ms(4):.1f} in batches of four; {costs.measured}; "
         f"pods of {options.cores} cores; p99 of {objectives.p99_ms:g} ms"
     )
+    scaled_object = KUBERNETES / "components/autoscaling/scaled-object.yaml"
     rules = {
-        path.stem: load_rule(path)
-        for path in options.rule or [KUBERNETES / "components/autoscaling/scaled-object.yaml"]
+        "queue time (components/autoscaling)": load_rule(scaled_object),
+        "requests (overlays/cpu)": load_rule(
+            scaled_object, KUBERNETES / "overlays/cpu/scale-on-requests.yaml"
+        ),
     }
+    rules |= {path.stem: load_rule(path) for path in options.rule or ()}
     loads = questions.climb(shape, objectives, duration_s=20 if options.quick else 120)
     knee_per_s = questions.knee(loads, objectives)
     _print_loads(loads)

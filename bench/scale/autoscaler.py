@@ -21,8 +21,8 @@ from diptych_serving.errors import UserError
 
 # The autoscaler asks this often, and does nothing where the ratio is nearer to 1 than the tolerance.
 SYNC_S, TOLERANCE = 15.0, 0.1
-# The PodMonitor's interval, and how often the operator's Prometheus evaluates rules by default.
-SCRAPE_S, EVALUATE_S = 15.0, 30.0
+# The interval of the PodMonitor, and of the group of rules.
+SCRAPE_S, EVALUATE_S = 15.0, 15.0
 WINDOW_S = 60.0
 
 QUEUE = "diptych:queue_us_per_request:rate1m"
@@ -63,9 +63,13 @@ class Rule:
     triggers: Sequence[Trigger]
 
 
-def load_rule(path: Path) -> Rule:
-    """Read a ScaledObject. Raises UserError where it names a series that the simulation does not have."""
-    spec = yaml.safe_load(path.read_text("utf-8"))["spec"]
+def load_rule(path: Path, patch: Path | None = None) -> Rule:
+    """Read a ScaledObject, and an overlay's JSON patch of it. Raises UserError where it names a series that the
+    simulation does not have."""
+    scaled = yaml.safe_load(path.read_text("utf-8"))
+    for operation in yaml.safe_load(patch.read_text("utf-8")) if patch else ():
+        _apply(operation, scaled)
+    spec = scaled["spec"]
     behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     triggers = []
     for trigger in spec["triggers"]:
@@ -88,6 +92,17 @@ def load_rule(path: Path) -> Rule:
         down=[_policy(each) for each in behavior["scaleDown"]["policies"]],
         triggers=triggers,
     )
+
+
+def _apply(operation: dict[str, Any], scaled: Any) -> None:
+    """`add` to the end of a list, or `replace`: what the overlay uses of RFC 6902."""
+    *parents, last = operation["path"].strip("/").split("/")
+    for key in parents:
+        scaled = scaled[key]
+    if last == "-":
+        scaled.append(operation["value"])
+    else:
+        scaled[last] = operation["value"]
 
 
 def _policy(written: dict[str, Any]) -> Policy:

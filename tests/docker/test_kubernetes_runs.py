@@ -72,13 +72,20 @@ def test_the_gpu_overlay_refuses_to_serve_from_a_cpu(release):
     assert has_gpu() or "--gpu required" in output
 
 
-def test_the_autoscaler_asks_for_a_recorded_series_of_the_monitored_pods():
-    (series,) = set(re.findall(r"diptych:[a-z0-9_:]+", autoscaling_query()))
-    assert series in recording_rules()
-    monitor = the(render_overlay("cpu"), "PodMonitor")["metadata"]
-    assert set(re.findall(r'job="([^"]+)"', autoscaling_query())) == {
-        f"{monitor['namespace']}/{monitor['name']}"
-    }
+def test_the_autoscaler_asks_for_recorded_series_of_the_monitored_pods():
+    rendered = render_overlay("cpu")
+    monitor = the(rendered, "PodMonitor")["metadata"]
+    queries = [each["metadata"]["query"] for each in the(rendered, "ScaledObject")["spec"]["triggers"]]
+    found = [set(re.findall(r"diptych:[a-z0-9_:]+", query)) for query in queries]
+    assert found == [{"diptych:queue_us_per_request:rate1m"}, {"diptych:requests:rate1m"}]
+    assert set.union(*found) <= set(recording_rules())
+    for query in queries:
+        assert set(re.findall(r'job="([^"]+)"', query)) == {f"{monitor['namespace']}/{monitor['name']}"}
+
+
+def test_pods_with_a_gpu_scale_on_queue_time_alone_because_no_number_of_requests_is_known():
+    (trigger,) = the(render_overlay("gpu"), "ScaledObject")["spec"]["triggers"]
+    assert "diptych:queue_us_per_request:rate1m" in trigger["metadata"]["query"]
 
 
 def test_without_traffic_the_autoscaler_sees_zero_and_without_the_series_nothing(tmp_path):

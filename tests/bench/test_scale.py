@@ -169,8 +169,11 @@ def test_an_average_asks_for_as_many_pods_as_the_total_needs() -> None:
 
 def test_the_rule_and_the_times_are_read_from_the_manifests() -> None:
     written = load_rule(SCALED_OBJECT)
+    patched = load_rule(SCALED_OBJECT, ROOT / "docker/kubernetes/overlays/cpu/scale-on-requests.yaml")
     assert written.min_pods >= 2
-    assert QUEUE in {trigger.series for trigger in written.triggers}
+    assert [trigger.series for trigger in written.triggers] == [QUEUE]
+    assert [trigger.series for trigger in patched.triggers] == [QUEUE, REQUESTS]
+    assert (written.up_window_s, patched.up_window_s) == (30, 0)
     assert load_times(ROOT / "docker/kubernetes/base/deployment.yaml", 60).pre_stop_s > 0
 
 
