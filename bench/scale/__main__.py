@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import matplotlib
@@ -31,7 +33,8 @@ from bench.scale.fleet import Shape
 from bench.scale.limits import Assumptions, limits, price_of_million
 from bench.scale.pictures import plot_check, plot_loads, plot_stories
 from diptych_serving.errors import UserError
-from diptych_serving.progress import console
+from diptych_serving.hardware import num_cores
+from diptych_serving.progress import console, wait_for
 from diptych_serving.repository.settings import Settings
 from diptych_serving.server import children
 from loadtest.objectives import load_objectives
@@ -152,7 +155,7 @@ def _answer(options: argparse.Namespace, costs_file: Path) -> None:
         ),
     }
     rules |= {path.stem: load_rule(path) for path in options.rule or ()}
-    loads = questions.climb(shape, objectives, duration_s=20 if options.quick else 120)
+    loads = questions.climb(shape, objectives, duration_s=20 if options.quick else 45)
     knee_per_s = questions.knee(loads, objectives)
     _print_loads(loads)
     rows = [questions.replicas(rate, knee_per_s) for rate in questions.RATES_PER_S]
@@ -162,14 +165,20 @@ def _answer(options: argparse.Namespace, costs_file: Path) -> None:
         out.print(f"  {limit.at_pods:>9,.0f} pods, {calls_per_s:>11,.0f} calls/s: {limit.what}")
         out.print(f"             {limit.figure}; {limit.source}")
     times = load_times(KUBERNETES / "base/deployment.yaml", options.start_s)
-    stories = []
-    events = questions.events()
+    events = questions.EVENTS
     if options.quick:
-        events = [dataclasses.replace(event, duration_s=150) for event in events]
+        events = tuple(dataclasses.replace(event, duration_s=60) for event in events)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_cores(), spawn) as pool:
+        told = [
+            pool.submit(questions.tell, event, name, rule, shape, times, objectives)
+            for event in events
+            for name, rule in rules.items()
+        ]
+        stories = wait_for(told, "simulating events")
     for event in events:
-        told = [questions.tell(event, name, rule, shape, times, objectives) for name, rule in rules.items()]
-        plot_stories(told, objectives, options.results / f"{event.name.replace(' ', '_')}.png")
-        stories += told
+        ours = [story for story in stories if story.event == event.name]
+        plot_stories(ours, objectives, options.results / f"{event.name.replace(' ', '_')}.png")
     _print_stories(stories)
     plot_loads(loads, rules, objectives, options.results / "loads.png")
     _save(
@@ -180,7 +189,7 @@ def _answer(options: argparse.Namespace, costs_file: Path) -> None:
             "loads": [dataclasses.asdict(load) for load in loads],
             "replicas": [dataclasses.asdict(row) for row in rows],
             "stories": [
-                {k: v for k, v in dataclasses.asdict(story).items() if k not in ("calls", "counts")}
+                {k: v for k, v in dataclasses.asdict(story).items() if k not in ("spans", "counts")}
                 for story in stories
             ],
         },
@@ -233,7 +242,7 @@ def _print_stories(stories: list[questions.Story]) -> None:
             f"{story.found.p99_ms:.0f}",
             f"{story.found.error_share:.2%}",
             f"{story.found.slow_share:.2%}",
-            str(story.minutes_missed),
+            f"{story.broken_s:.0f}",
             f"{story.back_after_s:.0f}",
             f"{story.pod_hours:.2f}",
             str(story.most_pods),

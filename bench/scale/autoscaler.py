@@ -133,12 +133,14 @@ class Autoscaler:
         if not values:
             return num_pods
         asked = max(wanted(each, values[each.series], num_pods, num_ready) for each in rule.triggers)
+        if not self._asked:
+            self._asked.append((now_s, num_pods))  # what it finds counts as asked for
         self._asked.append((now_s, asked))
         while self._asked[0][0] < now_s - max(rule.up_window_s, rule.down_window_s):
             self._asked.popleft()
         # The most cautious of each window: the least on the way up, the most on the way down.
-        up = min(n for at_s, n in self._asked if at_s >= now_s - rule.up_window_s)
-        down = max(n for at_s, n in self._asked if at_s >= now_s - rule.down_window_s)
+        up = min(n for at_s, n in self._asked if at_s > now_s - rule.up_window_s)
+        down = max(n for at_s, n in self._asked if at_s > now_s - rule.down_window_s)
         target = up if up > num_pods else down if down < num_pods else num_pods
         if target > num_pods:
             target = min(target, int(max(self._limit(rule.up, now_s, num_pods, +1))))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,10 @@ import numpy as np
 from bench.scale.costs import Costs, read_plans
 from bench.scale.fleet import Shape, run_steadily
 from bench.scale.served import busy_s, cpu_ns, load_catalogue, on_cores, serving_on
-from bench.speed.steady import WARMUP_S, offer
-from diptych_client import Client, DiptychError
 from diptych_serving.progress import progress_bar
 from diptych_serving.repository.settings import Settings
 from diptych_serving.server import Server
+from diptych_serving.traffic import Recording, Traffic, save_items, send_from_another_process
 
 SHARES = (0.3, 0.5, 0.7, 0.85)
 NUM_SEEDS = 20
@@ -46,19 +44,9 @@ class Row:
     others_cores: float
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Offered:
-    """What the generator saw: latencies in milliseconds, failed calls, and its own CPU time."""
-
-    latencies_ms: list[float]
-    num_failed: int
-    cpu_s: float
-
-
 def check(repository: Path, catalogue: Path, costs: Costs, *, duration_s: float = 40.0) -> list[Row]:
     """Real first, simulated after, so that the simulation takes no time from the servers."""
     cores = sorted(os.sched_getaffinity(0))
-    items = load_catalogue(catalogue, 256)
     capacity_per_s = 1000 / costs.cpu_ms()
     loads = [
         (number, share * number * capacity_per_s)
@@ -67,6 +55,8 @@ def check(repository: Path, catalogue: Path, costs: Costs, *, duration_s: float 
     ]
     measured = []
     with progress_bar("measuring and simulating", 2 * len(loads)) as advance, contextlib.ExitStack() as stack:
+        items = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "items"
+        save_items(load_catalogue(catalogue, 256), items)
         servers: list[Server] = []
         for num_servers, rate_per_s in loads:
             if len(servers) < num_servers:
@@ -75,16 +65,16 @@ def check(repository: Path, catalogue: Path, costs: Costs, *, duration_s: float 
             advance(1)
         stack.close()
         rows = []
-        for (num_servers, rate_per_s), (offered, cpu_ms, others_cores) in zip(loads, measured, strict=True):
-            simulated = _simulate(repository, costs, num_servers, rate_per_s, duration_s, offered)
-            p50, p99 = np.percentile(offered.latencies_ms, [50, 99]).tolist()
+        for (num_servers, rate_per_s), (recording, cpu_ms, others_cores) in zip(loads, measured, strict=True):
+            simulated = _simulate(repository, costs, num_servers, rate_per_s, duration_s, recording)
+            p50, p99 = np.percentile(latencies_ms(recording), [50, 99]).tolist()
             rows.append(
                 Row(
                     num_servers=num_servers,
                     rate_per_s=rate_per_s,
                     measured_p50_ms=p50,
                     measured_p99_ms=p99,
-                    num_failed=offered.num_failed,
+                    num_failed=recording.num_errors,
                     cpu_ms=cpu_ms,
                     others_cores=others_cores,
                     **simulated,
@@ -95,13 +85,9 @@ def check(repository: Path, catalogue: Path, costs: Costs, *, duration_s: float 
 
 
 def _measure(
-    servers: Sequence[Server],
-    cores: Sequence[int],
-    items: list[tuple[bytes, str]],
-    rate_per_s: float,
-    duration_s: float,
-) -> tuple[Offered, float, float]:
-    """The generator's report, the servers' CPU milliseconds an item, and the cores that others used."""
+    servers: Sequence[Server], cores: Sequence[int], items: Path, rate_per_s: float, duration_s: float
+) -> tuple[Recording, float, float]:
+    """The calls, the servers' CPU milliseconds an item, and the cores that others used."""
 
     def ours_s() -> float:
         return sum(sum(cpu_ns(server).values()) for server in servers) / 1e9
@@ -109,42 +95,35 @@ def _measure(
     # One server: the generator has the other cores for itself. Two: it shares theirs.
     free = set(cores[1:]) if len(servers) == 1 and len(cores) > 1 else set(cores)
     urls = [server.grpc_url for server in servers]
-    with on_cores(free), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        pool.submit(os.getpid).result()
+    traffic = Traffic(
+        url=urls, items=items, calls_per_s=rate_per_s, duration_s=duration_s, timeout_s=TIMEOUT_S
+    )
+    with on_cores(free):
         before, began_s = (ours_s(), busy_s()), time.monotonic()
-        offered = pool.submit(generate, urls, items, rate_per_s, duration_s).result()
+        recording = send_from_another_process(traffic)
         servers_s, all_s, passed_s = ours_s() - before[0], busy_s() - before[1], time.monotonic() - began_s
-    num_calls = len(offered.latencies_ms) * (1 + WARMUP_S / duration_s)
-    return offered, 1000 * servers_s / num_calls, (all_s - servers_s - offered.cpu_s) / passed_s
+    cpu_ms = 1000 * servers_s / len(recording.calls)
+    return recording, cpu_ms, (all_s - servers_s - recording.cpu_s) / passed_s
 
 
-def generate(
-    urls: list[str], items: list[tuple[bytes, str]], rate_per_s: float, duration_s: float
-) -> Offered:
-    """Calls at random moments, in a process of its own."""
-    num_failed = 0
-    with Client(urls, timeout_s=TIMEOUT_S) as client:
-        for image, text in items[: 8 * len(urls)]:
-            client.classify(image=image, text=text or None)
-
-        def call(image: bytes, text: str) -> None:
-            nonlocal num_failed
-            try:
-                client.classify(image=image, text=text or None)
-            except DiptychError:
-                num_failed += 1
-
-        cpu_s = time.process_time()
-        latencies_ms = offer(call, items, rate_per_s, duration_s)
-        return Offered(latencies_ms=latencies_ms, num_failed=num_failed, cpu_s=time.process_time() - cpu_s)
+def latencies_ms(recording: Recording) -> list[float]:
+    """Of the answered calls that were due after the warm-up."""
+    return [
+        call.latency_ms for call in recording.calls if call.is_answered and call.start_s > recording.begin_s
+    ]
 
 
 def _simulate(
-    repository: Path, costs: Costs, num_servers: int, rate_per_s: float, duration_s: float, offered: Offered
+    repository: Path,
+    costs: Costs,
+    num_servers: int,
+    rate_per_s: float,
+    duration_s: float,
+    recording: Recording,
 ) -> dict[str, float | tuple[float, float]]:
     plans = read_plans(repository, Settings.for_cores(1))
     if num_servers > 1:  # the generator runs on the servers' cores
-        client_ms = 1000 * offered.cpu_s / len(offered.latencies_ms)
+        client_ms = 1000 * recording.cpu_s / len(latencies_ms(recording))
         costs = dataclasses.replace(costs, front_ms=costs.front_ms + client_ms)
     shape = Shape(costs=costs, plans=plans, num_cores=1, num_callers=1, timeout_s=TIMEOUT_S)
     runs = [

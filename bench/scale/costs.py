@@ -32,7 +32,7 @@ class StepCost:
 class Costs:
     """steps        by name of the step
     front_ms     CPU milliseconds of a request in tritonserver itself
-    idle_ms      what a single request takes beyond all its CPU time: hand-overs between processes
+    idle_ms      what a single request takes beyond all its CPU time
     items        for each measured item, what it costs as a multiple of the mean, by step
     item_bytes   of one request, mean
     start_s      from the start of tritonserver to its first answer

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from bench.scale.autoscaler import QUEUE, Rule
 from bench.scale.check import Row
-from bench.scale.questions import Load, Story, by_span
+from bench.scale.questions import Load, Story
 from diptych_serving.chart_style import ACCENT, GREY, PALE, SECOND, THIRD
 from loadtest.objectives import Objectives
 
@@ -74,10 +74,9 @@ def plot_stories(stories: Sequence[Story], objectives: Objectives, path: Path) -
     figure = Figure(figsize=(11, 7), layout="constrained")
     latency, errors, pods = figure.subplots(3, 1, sharex=True)
     for story, colour in zip(stories, COLOURS, strict=False):
-        spans = by_span(story.calls, 15, objectives.p99_ms)
-        minutes = [at_s / 60 for at_s, _ in spans]
-        latency.plot(minutes, [found.p99_ms for _, found in spans], color=colour, label=story.rule)
-        errors.plot(minutes, [100 * found.error_share for _, found in spans], color=colour)
+        minutes = [at_s / 60 for at_s, _ in story.spans]
+        latency.plot(minutes, [found.p99_ms for _, found in story.spans], color=colour, label=story.rule)
+        errors.plot(minutes, [100 * found.error_share for _, found in story.spans], color=colour)
         pods.step(
             [count[0] / 60 for count in story.counts],
             [count[1] for count in story.counts],

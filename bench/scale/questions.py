@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from bench.scale.autoscaler import QUEUE, Prometheus, Rule
 from bench.scale.callers import Call
 from bench.scale.cluster import Cluster, Times
-from bench.scale.fleet import NUM_ZONES, Fleet, Found, Shape, run_steadily
-from diptych_serving.progress import progress_bar, track
+from bench.scale.fleet import NUM_ZONES, Fleet, Found, Shape
+from diptych_serving.progress import track
 from loadtest.objectives import Objectives
 
 RATES_PER_S = (100, 10_000, 1_000_000)
 UTILISATIONS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05)
-SPIKE_S = (60, 420)
+SPIKE_S, SPAN_S = (60, 300), 15
 # Pods that stand for all: with many callers each pod's arrivals are independent of the other pods'.
 SAMPLE_PODS = 3
 
@@ -94,50 +94,60 @@ def replicas(rate_per_s: float, knee_per_s: float) -> Replicas:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Event:
-    """What happens to a deployment. rate_per_s: of all callers, by the second."""
+    """What happens to a deployment. base_per_s: calls of all callers; spike_per_s: instead, during SPIKE_S."""
 
     name: str
     num_pods: int
-    rate_per_s: Callable[[float], float]
+    base_per_s: float
     duration_s: float
+    spike_per_s: float | None = None
     lost_zone_at_s: float | None = None
     rollout_at_s: float | None = None
 
+    def rate_per_s(self, at_s: float) -> float:
+        is_spike = self.spike_per_s is not None and SPIKE_S[0] <= at_s < SPIKE_S[1]
+        return self.spike_per_s if is_spike and self.spike_per_s else self.base_per_s
 
-def events() -> list[Event]:
-    """Loads at which each event matters: a pod of four cores holds about 130 of the quickstart's calls/s."""
-    return [
-        Event(name="steady", num_pods=3, rate_per_s=lambda _: 300, duration_s=1200),
-        Event(
-            name="spike",
-            num_pods=2,
-            rate_per_s=lambda at_s: 300 if SPIKE_S[0] <= at_s < SPIKE_S[1] else 100,
-            duration_s=900,
-        ),
-        Event(name="lost zone", num_pods=3, rate_per_s=lambda _: 250, duration_s=600, lost_zone_at_s=60),
-        Event(name="rollout", num_pods=3, rate_per_s=lambda _: 250, duration_s=360, rollout_at_s=60),
-    ]
+    @property
+    def began_s(self) -> float:
+        return self.lost_zone_at_s or self.rollout_at_s or (SPIKE_S[0] if self.spike_per_s else 0.0)
+
+
+# Loads at which each event matters: a pod of four cores holds about 130 of the quickstart's calls/s.
+EVENTS = (
+    Event(name="steady", num_pods=3, base_per_s=300, duration_s=900),
+    Event(name="spike", num_pods=2, base_per_s=100, spike_per_s=300, duration_s=660),
+    Event(name="lost zone", num_pods=3, base_per_s=250, duration_s=420, lost_zone_at_s=60),
+    Event(name="rollout", num_pods=3, base_per_s=200, duration_s=330, rollout_at_s=60),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Story:
-    """One event under one rule. pod_hours: of all pods. minutes_missed: in which p99 or errors broke."""
+    """One event under one rule.
+
+    pod_hours     of all pods
+    broken_s      seconds in which p99 or errors broke the objective
+    back_after_s  from the event to the last of them
+    spans         what callers saw in each SPAN_S
+    counts        (seconds, pods ready, pods wanted, pods that exist)
+    """
 
     event: str
     rule: str
     found: Found
     pod_hours: float
     most_pods: int
-    minutes_missed: int
+    broken_s: float
     back_after_s: float
-    calls: Sequence[Call]
+    spans: Sequence[tuple[float, Found]]
     counts: Sequence[tuple[float, int, int, int]]
 
 
 def tell(
-    event: Event, rule_name: str, rule: Rule | None, shape: Shape, times: Times, objectives: Objectives
+    event: Event, rule_name: str, rule: Rule, shape: Shape, times: Times, objectives: Objectives
 ) -> Story:
-    """Simulate it. `back_after_s`: from the event to the last 15 s that broke an objective; 0: none broke."""
+    """Simulate it."""
     fleet = Fleet(shape)
     cluster = Cluster(fleet, times, event.num_pods, rule)
     fleet.offer(event.rate_per_s, event.duration_s)
@@ -145,18 +155,9 @@ def tell(
         cluster.lose_zone(0, event.lost_zone_at_s)
     if event.rollout_at_s is not None:
         cluster.roll_out(event.rollout_at_s)
-    with progress_bar(f"simulating {event.name}, {rule_name}", int(event.duration_s)) as advance:
-        while fleet.env.now < event.duration_s:
-            fleet.env.run(fleet.env.now + 10)
-            advance(10)
     fleet.env.run(event.duration_s + 10)
-    broken = [
-        at_s for at_s, found in by_span(fleet.calls, 15, objectives.p99_ms) if not holds(found, objectives)
-    ]
-    minutes = [
-        found for _, found in by_span(fleet.calls, 60, objectives.p99_ms) if not holds(found, objectives)
-    ]
-    began_s = event.lost_zone_at_s or event.rollout_at_s or SPIKE_S[0]
+    spans = by_span(fleet.calls, SPAN_S, objectives.p99_ms)
+    broken = [at_s for at_s, found in spans if not holds(found, objectives)]
     existing = [count[3] for count in cluster.counts]
     return Story(
         event=event.name,
@@ -164,9 +165,9 @@ def tell(
         found=Found.of(fleet.calls, objectives.p99_ms),
         pod_hours=float(np.mean(existing)) * event.duration_s / 3600,
         most_pods=max(existing),
-        minutes_missed=len(minutes),
-        back_after_s=max(0.0, max(broken, default=0.0) + 15 - began_s) if broken else 0.0,
-        calls=fleet.calls,
+        broken_s=SPAN_S * len(broken),
+        back_after_s=broken[-1] + SPAN_S - event.began_s if broken else 0.0,
+        spans=spans,
         counts=cluster.counts,
     )
 
@@ -177,19 +178,3 @@ def by_span(calls: Sequence[Call], span_s: float, p99_ms: float) -> list[tuple[f
     for call in calls:
         spans.setdefault(int(call.at_s // span_s), []).append(call)
     return [(number * span_s, Found.of(found, p99_ms)) for number, found in sorted(spans.items())]
-
-
-def scale_samples(
-    shape: Shape, rate_per_s: float, objectives: Objectives, *, duration_s: float
-) -> dict[int, Found]:
-    """The same load a pod with more pods and callers: whether a few stand for many."""
-    return {
-        num_pods: run_steadily(
-            dataclasses.replace(shape, num_callers=4 * num_pods),
-            num_pods=num_pods,
-            rate_per_s=num_pods * rate_per_s,
-            duration_s=duration_s,
-            p99_ms=objectives.p99_ms,
-        )
-        for num_pods in track((1, 3, 12), "simulating samples", 3)
-    }

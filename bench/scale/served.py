@@ -14,6 +14,7 @@ import psutil
 from diptych_serving.repository.layout import STEPS
 from diptych_serving.repository.settings import Settings
 from diptych_serving.server import Server
+from diptych_serving.server.config import ServerConfig
 
 FRONT = "tritonserver"
 
@@ -35,9 +36,7 @@ def serving_on(repository: Path, core: int) -> Iterator[tuple[Server, float]]:
     with contextlib.ExitStack() as stack:
         started_s = time.monotonic()
         with on_cores({core}):
-            server = Server(
-                repository, http_port=0, grpc_port=0, metrics_port=0, settings=Settings.for_cores(1)
-            )
+            server = Server(repository, ServerConfig.on_free_ports(settings=Settings.for_cores(1)))
             stack.enter_context(server)
         server.wait_until_ready()
         yield server, time.monotonic() - started_s

@@ -144,7 +144,7 @@ def test_the_autoscaler_doubles_at_most_once_in_a_minute() -> None:
     for now_s in range(0, 121, 15):
         num_pods = autoscaler.decide(now_s, {QUEUE: 1e6}, num_pods, num_pods)
         history.append(num_pods)
-    assert history == [4, 4, 4, 4, 8, 8, 8, 8, 8]
+    assert history == [2, 2, 4, 4, 4, 4, 8, 8, 8]
 
 
 def test_the_autoscaler_waits_ten_minutes_and_takes_one_pod_at_a_time() -> None:
@@ -156,7 +156,7 @@ def test_the_autoscaler_waits_ten_minutes_and_takes_one_pod_at_a_time() -> None:
         if smaller != num_pods:
             when.append((now_s, smaller))
             num_pods = smaller
-    assert when == [(615, 3), (735, 2)]
+    assert when == [(600, 3), (720, 2)]
 
 
 def test_an_average_asks_for_as_many_pods_as_the_total_needs() -> None:

@@ -67,7 +67,7 @@ def labels_of(found: list[str]) -> set[str]:
 
 def test_every_example_is_run_by_a_test():
     words = {"ls photo.jpg", "order-17", "request.bin", "writeUInt32LE", "FileDescriptorSet"}
-    words |= {"grpcurl -", "body="}
+    words |= {"grpcurl -", "body=", "python - photo.jpg", "perf_analyzer -m"}
     assert len(EXAMPLES) == len(words)
     assert {example(word) for word in words} == set(EXAMPLES)
 
@@ -118,6 +118,24 @@ def test_grpcurl_sends_the_same_image(place, server):
         answers.append(base64.b64decode(said["raw_output_contents"][0]))
     for raw in answers:
         assert elements(raw) == of_curl
+
+
+def test_perf_analyzer_sends_the_same_image(place, server):
+    """Its JSON is replayed as it would send it. The real perf_analyzer runs where there is one."""
+    directory, environment = place
+    of_curl = json.loads(run("request.bin", place))["outputs"][0]["data"]
+    run("python - photo.jpg", place)
+    (item,) = json.loads((directory / "perf_analyzer.json").read_text())["data"]
+    request = service_pb2.ModelInferRequest(model_name="classifier")
+    for name, tensor in item.items():
+        request.inputs.add(name=name, datatype="BYTES", shape=[1, *tensor["shape"]])
+        request.raw_input_contents.append(base64.b64decode(tensor["b64"]))
+    request.outputs.add(name="probabilities").parameters["classification"].int64_param = 3
+    with grpc.insecure_channel(environment["DIPTYCH_GRPC"]) as channel:
+        answer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=TIMEOUT_S)
+    assert elements(answer.raw_output_contents[0]) == of_curl
+    if shutil.which("perf_analyzer"):
+        assert "throughput" in run("perf_analyzer -m", place)
 
 
 def elements(raw: bytes) -> list[str]:

@@ -195,7 +195,7 @@ def classifying(
 
 @contextlib.asynccontextmanager
 async def classifying_async(
-    url: str, *, timeout_s: float = TIMEOUT_S, retries: Retries | None = None
+    url: str | Sequence[str], *, timeout_s: float = TIMEOUT_S, retries: Retries | None = None
 ) -> AsyncIterator[Callable[[Item], Awaitable[object]]]:
     """The same for an open loop. The labels have been asked for already."""
     async with AsyncClient(url, timeout_s=timeout_s, retries=retries or Retries()) as client:
@@ -247,14 +247,14 @@ ARRIVALS = {"constant": constant, "poisson": poisson}
 class Traffic:
     """What another process is to send. Give `num_callers` for a closed loop, or else `calls_per_s`.
 
-    url      of a server
+    url      of a server, or several that share the calls
     items    a file that `save_items` wrote
     caller   of a closed loop: 'diptych', or 'MODULE:FUNCTION' where the function takes the URL and makes a
              context manager of what sends an item
     retries  whether our client sends requests again that failed
     """
 
-    url: str
+    url: str | Sequence[str]
     items: Path
     duration_s: float
     warmup_s: float = 1.0
