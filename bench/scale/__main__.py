@@ -230,7 +230,7 @@ def _print_stories(stories: list[questions.Story]) -> None:
         "p99 ms",
         "failed",
         "failed or slow",
-        "minutes missed",
+        "seconds missed",
         "back after s",
         "pod-hours",
         "most pods",

@@ -64,8 +64,7 @@ class Rule:
 
 
 def load_rule(path: Path, patch: Path | None = None) -> Rule:
-    """Read a ScaledObject, and an overlay's JSON patch of it. Raises UserError where it names a series that the
-    simulation does not have."""
+    """Read a ScaledObject and an overlay's JSON patch of it. Raises UserError for a series that it lacks."""
     scaled = yaml.safe_load(path.read_text("utf-8"))
     for operation in yaml.safe_load(patch.read_text("utf-8")) if patch else ():
         _apply(operation, scaled)
@@ -139,8 +138,8 @@ class Autoscaler:
         while self._asked[0][0] < now_s - max(rule.up_window_s, rule.down_window_s):
             self._asked.popleft()
         # The most cautious of each window: the least on the way up, the most on the way down.
-        up = min(n for at_s, n in self._asked if at_s > now_s - rule.up_window_s)
-        down = max(n for at_s, n in self._asked if at_s > now_s - rule.down_window_s)
+        up = min([asked, *(n for at_s, n in self._asked if at_s > now_s - rule.up_window_s)])
+        down = max([asked, *(n for at_s, n in self._asked if at_s > now_s - rule.down_window_s)])
         target = up if up > num_pods else down if down < num_pods else num_pods
         if target > num_pods:
             target = min(target, int(max(self._limit(rule.up, now_s, num_pods, +1))))

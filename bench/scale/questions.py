@@ -16,7 +16,8 @@ from diptych_serving.progress import track
 from loadtest.objectives import Objectives
 
 RATES_PER_S = (100, 10_000, 1_000_000)
-UTILISATIONS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05)
+# Of what a pod answers in batches of four.
+UTILISATIONS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 1.0)
 SPIKE_S, SPAN_S = (60, 300), 15
 # Pods that stand for all: with many callers each pod's arrivals are independent of the other pods'.
 SAMPLE_PODS = 3
@@ -46,7 +47,7 @@ class Replicas:
 
 def climb(shape: Shape, objectives: Objectives, *, duration_s: float) -> list[Load]:
     """More and more load on a few pods."""
-    capacity_per_s = shape.num_cores * 1000 / shape.costs.cpu_ms()
+    capacity_per_s = shape.num_cores * 1000 / shape.costs.cpu_ms(4)
     found = []
     for share in track(UTILISATIONS, "simulating loads", len(UTILISATIONS)):
         fleet = Fleet(shape)
@@ -94,7 +95,7 @@ def replicas(rate_per_s: float, knee_per_s: float) -> Replicas:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Event:
-    """What happens to a deployment. base_per_s: calls of all callers; spike_per_s: instead, during SPIKE_S."""
+    """What happens to a deployment. base_per_s: calls of all callers; spike_per_s: those in SPIKE_S."""
 
     name: str
     num_pods: int
