@@ -31,7 +31,7 @@ from bench.scale.cluster import load_times
 from bench.scale.costs import cpu_ms_of_bench, load_costs, read_plans, save_costs
 from bench.scale.fleet import Shape
 from bench.scale.limits import Assumptions, limits, price_of_million
-from bench.scale.pictures import plot_check, plot_loads, plot_stories
+from bench.scale.charts import plot_check, plot_loads, plot_stories
 from diptych_serving.errors import UserError
 from diptych_serving.hardware import num_cores
 from diptych_serving.progress import console, wait_for
@@ -39,7 +39,7 @@ from diptych_serving.repository.settings import Settings
 from diptych_serving.server import children
 from loadtest.objectives import load_objectives
 
-RESULTS = Path("loadtest/results/scale")
+RESULTS = Path("bench/results/scale")
 KUBERNETES = Path("docker/kubernetes")
 # docs/cost.md's example.
 CORE_HOUR = 0.04
@@ -80,7 +80,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--catalogue", type=Path, default=Path("data/openclipart/test.csv"), help="items to ask about"
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="costs.json, tables as JSON, pictures")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="costs.json, tables as JSON, charts")
     parser.add_argument(
         "--bench", type=Path, help="bench.json of `make bench`: its CPU time an item replaces ours"
     )
