@@ -26,12 +26,12 @@ from rich.table import Table
 from bench.scale import questions
 from bench.scale.autoscaler import load_rule
 from bench.scale.calibrate import calibrate
+from bench.scale.charts import plot_check, plot_loads, plot_stories
 from bench.scale.check import Row, check
 from bench.scale.cluster import load_times
 from bench.scale.costs import cpu_ms_of_bench, load_costs, read_plans, save_costs
 from bench.scale.fleet import Shape
 from bench.scale.limits import Assumptions, limits, price_of_million
-from bench.scale.charts import plot_check, plot_loads, plot_stories
 from diptych_serving.errors import UserError
 from diptych_serving.hardware import num_cores
 from diptych_serving.progress import console, wait_for
