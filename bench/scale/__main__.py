@@ -30,13 +30,14 @@ from bench.scale.charts import plot_check, plot_loads, plot_stories
 from bench.scale.check import Row, check
 from bench.scale.cluster import load_times
 from bench.scale.costs import cpu_ms_of_bench, load_costs, read_plans, save_costs
-from bench.scale.fleet import Shape
+from bench.scale.fleet import Shape, run_steadily
 from bench.scale.limits import Assumptions, limits, price_of_million
+from diptych_client import Retries
 from diptych_serving.errors import UserError
 from diptych_serving.hardware import num_cores
-from diptych_serving.progress import console, wait_for
+from diptych_serving.progress import console, track, wait_for
 from diptych_serving.repository.settings import Settings
-from diptych_serving.server import children
+from diptych_serving.server.signals import end_in_order
 from loadtest.objectives import load_objectives
 
 RESULTS = Path("bench/results/scale")
@@ -48,7 +49,7 @@ out = Console(width=max(Console().width, 120), highlight=False)
 
 
 def main() -> int:
-    children.end_in_order()
+    end_in_order()
     matplotlib.use("Agg")
     options = _parse()
     options.results.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--start-s", type=float, default=60.0, help="from a pod's creation to its first answer"
     )
+    parser.add_argument("--cpu-ms", type=float, help="CPU time an item in batches of four, in place of ours")
+    parser.add_argument("--rates", help="calls/s, separated by commas: one pod under each, without retries")
     parser.add_argument("--core-hour", type=float, default=CORE_HOUR, help="price of a core for an hour")
     parser.add_argument("--slo", type=Path, default=Path("loadtest/slo.toml"))
     parser.add_argument("--calibrate", action="store_true")
@@ -138,8 +141,8 @@ def _print_check(rows: list[Row]) -> None:
 
 def _answer(options: argparse.Namespace, costs_file: Path) -> None:
     costs = load_costs(costs_file)
-    if options.bench:
-        costs = costs.scaled(cpu_ms_of_bench(options.bench))
+    if options.bench or options.cpu_ms:
+        costs = costs.scaled(options.cpu_ms or cpu_ms_of_bench(options.bench))
     objectives = load_objectives(options.slo)
     plans = read_plans(options.repository, Settings.for_cores(options.cores))
     shape = Shape(costs=costs, plans=plans, num_cores=options.cores)
@@ -147,12 +150,13 @@ def _answer(options: argparse.Namespace, costs_file: Path) -> None:
         f"{costs.cpu_ms():.1f} CPU-ms an item, {costs.cpu_ms(4):.1f} in batches of four; {costs.measured}; "
         f"pods of {options.cores} cores; p99 of {objectives.p99_ms:g} ms"
     )
+    if options.rates:
+        _print_rates(shape, [float(rate) for rate in options.rates.split(",")], objectives.p99_ms)
+        return
     scaled_object = KUBERNETES / "components/autoscaling/scaled-object.yaml"
     rules = {
-        "queue time (components/autoscaling)": load_rule(scaled_object),
-        "requests (overlays/cpu)": load_rule(
-            scaled_object, KUBERNETES / "overlays/cpu/scale-on-requests.yaml"
-        ),
+        "queue time": load_rule(scaled_object),
+        "requests": load_rule(scaled_object, KUBERNETES / "overlays/cpu/scale-on-requests.yaml"),
     }
     rules |= {path.stem: load_rule(path) for path in options.rule or ()}
     loads = questions.climb(shape, objectives, duration_s=20 if options.quick else 45)
@@ -167,7 +171,7 @@ def _answer(options: argparse.Namespace, costs_file: Path) -> None:
     times = load_times(KUBERNETES / "base/deployment.yaml", options.start_s)
     events = questions.EVENTS
     if options.quick:
-        events = tuple(dataclasses.replace(event, duration_s=60) for event in events)
+        events = tuple(dataclasses.replace(event, duration_s=90, base_per_s=20) for event in events)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_cores(), spawn) as pool:
         told = [
@@ -207,6 +211,16 @@ def _print_loads(loads: list[questions.Load]) -> None:
             f"{load.found.error_share:.2%}",
             f"{load.queue_us:,.0f}",
         )
+    out.print(table)
+
+
+def _print_rates(shape: Shape, rates_per_s: list[float], p99_ms: float) -> None:
+    table = Table("calls/s", "p50 ms", "p99 ms", "failed")
+    shape = dataclasses.replace(shape, num_callers=1, timeout_s=30.0, retries=Retries(max_attempts=1))
+    for rate_per_s in track(rates_per_s, "simulating loads", len(rates_per_s)):
+        found = run_steadily(shape, num_pods=1, rate_per_s=rate_per_s, duration_s=60, p99_ms=p99_ms)
+        cells = f"{rate_per_s:g}", f"{found.p50_ms:.0f}", f"{found.p99_ms:.0f}", f"{found.error_share:.0%}"
+        table.add_row(*cells)
     out.print(table)
 
 

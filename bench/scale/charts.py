@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from bench.scale.autoscaler import QUEUE, Rule
 from bench.scale.check import Row
@@ -51,7 +53,8 @@ def plot_loads(loads: Sequence[Load], rules: Mapping[str, Rule], objectives: Obj
     latency.plot(rates, [load.found.p99_ms for load in loads], color=SECOND, marker="s", label="p99")
     latency.plot(rates, [load.found.p50_ms for load in loads], color=ACCENT, marker="o", label="p50")
     latency.axhline(objectives.p99_ms, color=SECOND, linestyle="--", linewidth=1, label="objective for p99")
-    latency.set(title="Latency of answered calls", ylabel="ms (log)", yscale="log")
+    latency.set(title="Latency of answered calls", ylabel="ms")
+    _use_log(latency)
     latency.legend(frameon=False)
     triggers = {trigger for rule in rules.values() for trigger in rule.triggers}
     for trigger, colour in zip(sorted(triggers, key=lambda each: each.series), COLOURS[1:], strict=False):
@@ -61,8 +64,9 @@ def plot_loads(loads: Sequence[Load], rules: Mapping[str, Rule], objectives: Obj
             rates, [value / trigger.threshold for value in values], color=colour, marker="o", label=name
         )
     asked.axhline(1, color=GREY, linestyle="--", linewidth=1)
-    asked.set(title="Pods asked for, for each pod that is there", ylabel="pods (log)", yscale="log")
-    asked.legend(frameon=False, fontsize=8, loc="lower right")
+    asked.set(title="Pods that each trigger asks for", ylabel="for each pod that is there")
+    _use_log(asked)
+    asked.legend(frameon=False, fontsize=8, loc="upper left")
     for axes in (latency, asked):
         axes.set_xlabel("calls/s, one pod")
         axes.grid(color=PALE, linewidth=0.6, alpha=0.6)
@@ -84,10 +88,20 @@ def plot_stories(stories: Sequence[Story], objectives: Objectives, path: Path) -
             where="post",
         )
     latency.axhline(objectives.p99_ms, color=SECOND, linestyle="--", linewidth=1)
-    latency.set(title=f"{stories[0].event}", ylabel="p99 in 15 s, ms (log)", yscale="log")
-    latency.legend(frameon=False, ncols=3)
+    latency.set(title=f"{stories[0].event}", ylabel="p99 in 15 s, ms")
+    _use_log(latency)
+    latency.legend(frameon=False, ncols=3, fontsize=8, loc="upper right")
     errors.set(ylabel="calls that failed, %", ylim=(0, None))
     pods.set(ylabel="pods that are ready", xlabel="minutes", ylim=(0, None))
     for axes in (latency, errors, pods):
         axes.grid(color=PALE, linewidth=0.6, alpha=0.6)
     figure.savefig(path)
+
+
+def _use_log(axes: Axes) -> None:
+    """A logarithmic axis with plain numbers, and room for the legend above the curves."""
+    high = axes.get_ylim()[1]
+    axes.set_yscale("log")
+    axes.set_ylim(top=3 * high)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())

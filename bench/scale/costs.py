@@ -57,8 +57,8 @@ class Costs:
         return self.front_ms + steps
 
     def scaled(self, cpu_ms: float) -> Costs:
-        """The same shape with another sum: that of a benchmark on another machine."""
-        factor = cpu_ms / self.cpu_ms()
+        """The same shape with another sum: that of a benchmark's best load, where batches hold four rows."""
+        factor = cpu_ms / self.cpu_ms(4)
         steps = {
             name: StepCost(fixed_ms=cost.fixed_ms * factor, row_ms=cost.row_ms * factor)
             for name, cost in self.steps.items()
