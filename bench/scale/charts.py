@@ -41,7 +41,8 @@ def plot_check(rows: Sequence[Row], path: Path) -> None:
         )
         axes.grid(color=PALE, linewidth=0.6, alpha=0.6)
     figure.axes[0].set_ylabel("latency, ms")
-    figure.axes[0].legend(fontsize=8, loc="upper left", frameon=False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     figure.savefig(path)
 
 

@@ -27,6 +27,7 @@ NOT_RUN = {
     "python -m bench.overload": "minutes; they measure",
     "make setup ": ".ci/run sets up, and `make check` runs this test",
     ".venv/bin/python -m pytest tests/docs ": "runs these tests",
+    "python -m bench.scale": "minutes; test_scale.py runs its parts",
     "pip install diptych-serving": "installs from a package registry",
 }
 
