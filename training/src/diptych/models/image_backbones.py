@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import sys
@@ -101,7 +102,7 @@ def has_unsafe_convolution(backbone: nn.Module) -> bool:
     """Whether training it in channels-last on a CPU would corrupt memory.
 
     The gradient of a strided 1x1 convolution of few channels writes past its buffer in that layout
-    (oneDNN issue 6035, torch 2.12.1): RepVGG, FastViT and their kin have one at their start.
+    (oneDNN issue 6035, torch 2.12.1). RepVGG, MobileOne and FastViT have one in their first block.
     """
     return any(
         isinstance(module, nn.Conv2d)
@@ -123,7 +124,7 @@ def _timm(name: str, config: ImageConfig) -> Recipe:
         raise UserError(_unknown("timm", name, timm.list_models()))
 
     def create(pretrained: bool = False, **options: Any) -> Any:
-        with hub_or_its_cache(name):
+        with hub_or_its_cache(name) if pretrained else contextlib.nullcontext():
             return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
 
     # Most take any size. Those made for one size take another by this option, if at all.

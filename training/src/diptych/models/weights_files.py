@@ -1,6 +1,6 @@
-"""Pretrained weights in files, as people have them: state dicts, checkpoints, snapshots of a hub.
+"""Reads files of pretrained weights: state dicts, checkpoints of trainers, directories of a hub.
 
-It knows formats, and nothing of backbones. Nothing is unpickled but tensors and plain values.
+It knows file formats and no backbones. It unpickles tensors and plain values only.
 """
 
 from __future__ import annotations
