@@ -215,8 +215,8 @@ def _require_embedding(recipe: Recipe, config: ImageConfig) -> int:
     own = recipe.own_size_px
     if own != config.size_px and isinstance(_try_on_meta(recipe.build, own)[0], int):
         raise UserError(
-            f"image.backbone '{config.backbone}': does not take image.size_px = {config.size_px} "
-            f"({recipe.found}); it takes image.size_px = {own}"
+            f"image.backbone '{config.backbone}': does not take image.size_px = {config.size_px}; "
+            f"it takes image.size_px = {own} ({recipe.found})"
         )
     raise UserError(f"image.backbone '{config.backbone}': gives no vector an image: {recipe.found}")
 
@@ -233,7 +233,7 @@ def _try_on_meta(build: Callable[[], Any], size_px: int) -> tuple[int | str, Any
             backbone = build()
             embedding = backbone.eval()(torch.empty(2, 3, size_px, size_px))
         except Exception as error:  # libraries raise almost anything for a size that does not fit
-            return _reason(error), backbone
+            return _reason(error) or "it is made for another size", backbone
     if not isinstance(embedding, Tensor):
         return f"its output is a {type(embedding).__name__}", backbone
     if embedding.ndim != 2:
@@ -325,4 +325,5 @@ def _unknown(library: str, name: str, known: Collection[str]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """Its first line; empty where a library says nothing."""
+    return (str(error).strip().splitlines() or [""])[0].rstrip(".")

@@ -58,7 +58,8 @@ def read_architecture(source: str) -> tuple[PretrainedConfig, tuple[list[float],
     config = AutoConfig.from_pretrained(source)
     if hasattr(config, "text_config"):
         raise UserError(
-            f"image.backbone 'hf:{source}': is a pair of encoders ({config.model_type}), not an image model"
+            f"image.backbone 'hf:{source}': is a pair of encoders ({config.model_type}); "
+            "name it as pair.backbone instead"
         )
     if config.model_type == "vit_mae":
         raise UserError(
