@@ -41,10 +41,10 @@ MAX_DIFFERENCE = 1e-4  # in a feature; features are normalised to about 1
 INTRODUCTION = """\
 # Backbones
 
-`python -m bench.zoo --out docs/backbones.md` makes this page. Each name is tested as a small random model of
-its class: one training step with frozen backbones, two end to end, an export in fp32, and a comparison of the
-export with the model. The result shows the largest difference in a feature, which is about 1 in size. Nothing
-is downloaded.
+`python -m bench.zoo --out docs/backbones.md` makes this page; the same with `--scan` adds its last section.
+Each name is tested as a small random model of its class: one training step with frozen backbones, two end to
+end, an export in fp32, and a comparison of the export with the model. The result shows the largest difference
+in a feature, which is about 1 in size. Nothing is downloaded.
 
 Other names of timm, torchvision and transformers work too. What cannot work is refused in one sentence when
 the model is built, before weights are loaded.
