@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from diptych.analysis.doubtful import linear_probe, probe_features
-from diptych.config.loader import Config, load_config
+from diptych.config.loader import Config
 from diptych.data.catalogue import labels_of, read_split
 from diptych.data.embedding_cache import embed_items_once
 from diptych.data.items import Item
@@ -23,8 +23,8 @@ from diptych.evaluation.evaluate import evaluate
 from diptych.evaluation.metrics import summarize
 from diptych.files import write_json
 from diptych.models.fusion import FUSIONS
-from diptych.runs.fingerprint import FINGERPRINT_FILE, fingerprint_items
-from diptych.runs.run import CONFIG_FILE, Run, read_metrics
+from diptych.runs.fingerprint import FINGERPRINT_FILE, fingerprint_items, fingerprint_settings
+from diptych.runs.run import Run, read_metrics
 from diptych.train.train import build_preprocessor, read_catalogues, train
 from diptych_serving.errors import UserError
 from diptych_serving.progress import console
@@ -185,6 +185,6 @@ def _is_current(directory: Path, config: Config, digests: Mapping[str, str]) -> 
     try:
         fingerprint = json.loads((directory / FINGERPRINT_FILE).read_text("utf-8"))
         found = {**fingerprint, "test items": read_metrics(directory)["test_items"]}
-        return found.items() >= digests.items() and load_config(directory / CONFIG_FILE) == config
-    except (OSError, KeyError, ValueError, UserError):
+        return found.items() >= {**fingerprint_settings(config), **digests}.items()
+    except (OSError, KeyError, ValueError):
         return False

@@ -22,7 +22,7 @@ from torch import Tensor
 from diptych.analysis.doubtful import CLEANLAB_IS_MISSING, has_cleanlab, rank_suspects, write_suspects
 from diptych.analysis.fold_average import write_average
 from diptych.analysis.fold_baselines import answer_baselines
-from diptych.config.loader import Config, load_config
+from diptych.config.loader import Config
 from diptych.data.catalogue import labels_of, read_split
 from diptych.data.embedding_cache import embed_items_once
 from diptych.data.folds import Fold, plan_folds
@@ -32,8 +32,8 @@ from diptych.evaluation.calibration import fit_temperatures
 from diptych.evaluation.metrics import ece_if_calibrated, score_groups, summarize
 from diptych.evaluation.predict import CONDITIONS, Answers, classify
 from diptych.files import write_json
-from diptych.runs.fingerprint import FINGERPRINT_FILE, fingerprint_items
-from diptych.runs.run import CONFIG_FILE, WEIGHTS_FILE, load_run
+from diptych.runs.fingerprint import FINGERPRINT_FILE, fingerprint_items, fingerprint_settings
+from diptych.runs.run import WEIGHTS_FILE, load_run
 from diptych.train.parallel import from_main, start_accelerator
 from diptych.train.train import build_preprocessor, describe_failed_writing, read_catalogues, train
 from diptych_serving.errors import UserError
@@ -144,9 +144,9 @@ def _is_current(
     try:
         found = json.loads((directory / FINGERPRINT_FILE).read_text("utf-8"))
         splits = {"training items": train_items, "validation items": val_items}
-        digests = fingerprint_items(config.data, splits)
-        return found.items() >= digests.items() and load_config(directory / CONFIG_FILE) == config
-    except (OSError, ValueError, UserError):
+        digests = {**fingerprint_settings(config), **fingerprint_items(config.data, splits)}
+        return found.items() >= digests.items()
+    except (OSError, ValueError):
         return False
 
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from torch import Tensor
 
+from diptych.config.loader import Config
 from diptych.config.sections import DataConfig
 from diptych.data.items import Item, UnusableItem
 from diptych.location import Location
@@ -29,17 +30,20 @@ def fingerprint(run: Run, train_items: Sequence[Item], val_items: Sequence[Item]
     files are compared by size and modification time.
     """
     config = run.config
-    steps = dataclasses.replace(
-        config.train, checkpoint_minutes=1, num_workers=0
-    )  # these do not change the result
     spec = json.dumps(dataclasses.asdict(run.preprocessor.spec))
     return {
-        "settings": _digest(repr(dataclasses.replace(config, train=steps))),
+        **fingerprint_settings(config),
         "labels": _digest(json.dumps(run.labels)),
         "preprocessing": _digest(spec + run.preprocessor.tokenizer_json),
         STARTING_WEIGHTS: digest_tensors(run.model.state_dict()),
         **fingerprint_items(config.data, {"training items": train_items, "validation items": val_items}),
     }
+
+
+def fingerprint_settings(config: Config) -> dict[str, str]:
+    """Of the config as it was given, without the keys that do not change the result."""
+    train = dataclasses.replace(config.train, checkpoint_minutes=1, num_workers=0)
+    return {"settings": _digest(repr(dataclasses.replace(config, train=train)))}
 
 
 def fingerprint_items(data: DataConfig, splits: Mapping[str, Sequence[Item]]) -> dict[str, str]:
