@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,12 +18,18 @@ from transformers.models.chinese_clip.image_processing_pil_chinese_clip import C
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from diptych.analysis.zeroshot import score_label_names
 from diptych.config.loader import Config, load_config
+from diptych.evaluation.predict import predict
+from diptych.export.export import export
 from diptych.models.backbones import build_classifier
 from diptych.models.classifier import Classifier
-from diptych.train.train import build_preprocessor
+from diptych.runs.run import load_run
+from diptych.train.train import build_preprocessor, train
+from diptych_client import Client
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import Fit, PreprocessingSpec, Preprocessor
+from tests.helpers.catalogues import make_catalogue, write_catalogue, write_picture
 from tests.helpers.small_pairs import SIZE_PX, chinese_tokenizer, save_pair
 
 FAMILIES = ("clip", "metaclip_2", "siglip", "chinese_clip")
@@ -39,8 +46,11 @@ def config_of(pair: Path, tmp_path: Path, *overrides: str) -> Config:
     path.write_text(
         f"""
         [data]
-        train_csv = "train.csv"
-        val_csv = "val.csv"
+        train_csv = {json.dumps(str(tmp_path / "train" / "items.csv"))}
+        val_csv = {json.dumps(str(tmp_path / "val" / "items.csv"))}
+        [train]
+        epochs = 2
+        num_workers = 0
         [pair]
         backbone = {json.dumps(str(pair))}
         [image]
@@ -155,3 +165,50 @@ def test_a_config_that_cannot_be_a_pair_says_why(pair: Path, tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"max_tokens is 200, and .* positions"):
         build(config_of(pair, tmp_path, "text.max_tokens=200"))
     assert config_of(pair, tmp_path, "image.fit=pad").spec.image_fit == "pad"
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("clip", ["train.freeze_backbones=true", "fusion.kind=attention", "text.max_tokens=77"]),
+        ("metaclip_2", ["train.freeze_backbones=true"]),
+        ("siglip", ["train.freeze_backbones=false", "train.backbone_lr=1e-4"]),
+        ("chinese_clip", ["train.freeze_backbones=false", "image.fit=pad"]),
+    ],
+)
+def test_a_pair_is_trained_and_exported_and_answers_as_it_was_trained(
+    family: str, overrides: list[str], tmp_path: Path
+) -> None:
+    make_catalogue(tmp_path / "train", 24)
+    table = make_catalogue(tmp_path / "val", 24, first_seed=1000)
+    pair = save_pair(tmp_path / "pair", family)
+    train(config_of(pair, tmp_path, *overrides), tmp_path / "run")
+    shutil.rmtree(pair)  # a run needs nothing of it
+    run = load_run(tmp_path / "run")
+    export(run, tmp_path / "repository")
+    with Client(f"local:{tmp_path / 'repository'}", timeout_s=60) as client:
+        for image, text in [("1001.png", ""), ("1002.png", "A leaf, and a tree"), (None, "snow " * 90)]:
+            answer = client.classify(table.parent / image if image else None, text)
+            data = (table.parent / image).read_bytes() if image else b""
+            assert answer.probabilities == pytest.approx(predict(run, data, text), abs=1e-5)
+
+
+def test_label_names_are_scored_without_training(tmp_path: Path) -> None:
+    """Its texts name their label, and a random pair finds the same words near."""
+    pair = save_pair(tmp_path / "pair", "siglip")
+    rows = [(f"{seed}.png", f"a {label}", label) for seed, label in enumerate(["ice", "tree", "lamp"] * 4)]
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for picture, _, _ in rows:
+            write_picture(tmp_path / split / picture, "warm", 0)
+        write_catalogue(tmp_path / split / "items.csv", rows)
+    config = config_of(pair, tmp_path, 'pair.prompts=["a {}"]')
+    scores = score_label_names(config)
+    assert scores["text_only"]["accuracy"] == 1
+    assert scores["image_only"]["accuracy"] == pytest.approx(1 / 3)  # all images are one
+    assert scores["both"]["num_items"] == 12
+
+
+def test_zero_shot_without_a_pair_says_what_is_missing(tiny_config: Path) -> None:
+    with pytest.raises(UserError, match=r"only a pair .* pair\.backbone"):
+        score_label_names(load_config(tiny_config))

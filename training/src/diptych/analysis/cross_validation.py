@@ -92,7 +92,9 @@ def cross_validate(config: Config, out: Path, num_folds: int) -> dict[str, Any]:
         "by_fold": [_score_fold(data, answers, fold) for fold in data.folds],
         "baselines": {
             baseline: {name: _score(data, each) for name, each in of_baseline.items()}
-            for baseline, of_baseline in answer_baselines(config, data.items, data.truth, data.folds).items()
+            for baseline, of_baseline in answer_baselines(
+                config, data.items, data.truth, data.folds, data.labels
+            ).items()
         },
         "temperature": temperatures,
         "num_labels": len(data.labels),

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from diptych.analysis.doubtful import linear_probe, probe_features
+from diptych.analysis.zeroshot import ZERO_SHOT, answer_by_names, embed_label_names
 from diptych.config.loader import Config
 from diptych.data.embedding_cache import embed_items_once
 from diptych.data.folds import Fold, predict_out_of_fold
@@ -31,11 +32,15 @@ def tf_idf() -> object:
 
 
 def answer_baselines(
-    config: Config, items: Sequence[Item], truth: NDArray[np.int64], folds: Sequence[Fold]
+    config: Config,
+    items: Sequence[Item],
+    truth: NDArray[np.int64],
+    folds: Sequence[Fold],
+    labels: Sequence[str],
 ) -> dict[str, dict[str, Answers]]:
     """Answers by baseline and condition. The probe on pretrained backbones is one for each condition."""
     torch.manual_seed(config.seed)  # backbones may be random
-    num_labels = int(truth.max()) + 1
+    num_labels = len(labels)
     model = build_classifier(config.image, config.text, config.fusion, num_labels)
     num_workers = config.train.num_workers
     preprocessor = build_preprocessor(config)
@@ -49,6 +54,9 @@ def answer_baselines(
             probes[name] = _answers(linear_probe(), features, counted, truth, folds, num_labels)
     texts, has_text = np.array([item.text for item in items]), embeddings.text_present.numpy()
     baselines = {LINEAR_PROBE: probes}
+    if config.pair:
+        names = embed_label_names(model, preprocessor, labels, config.pair.prompts)
+        baselines[ZERO_SHOT] = answer_by_names(embeddings, names)
     if has_text.any():
         from_texts = _answers(tf_idf(), texts, np.ones(len(items), bool), truth, folds, num_labels)
         baselines[TF_IDF] = {"both": from_texts, "text_only": from_texts._replace(counted=has_text)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -13,6 +13,7 @@ from diptych.cli.options import (
     Overrides,
     RunArgument,
 )
+from diptych.cli.outputs import check_file
 from diptych_serving.errors import UserError
 
 app = typer.Typer()
@@ -84,13 +85,37 @@ def evaluate(run: RunArgument, overrides: DataOverrides = None) -> None:
     _print_scores(run)
 
 
+@app.command()
+def zeroshot(
+    config: ConfigArgument,
+    out: Annotated[
+        Optional[Path], typer.Option(metavar="JSON", callback=check_file, help="Write the scores there too.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score the label names of a config with [pair], without training: a baseline."""
+    from diptych.analysis.zeroshot import score_label_names
+    from diptych.config.loader import load_config
+    from diptych.files import write_json
+
+    loaded = load_config(config, overrides or [])
+    scores = score_label_names(loaded)
+    if out:
+        write_json(out, scores)
+    _print_conditions("test" if loaded.data.test_csv else "val", scores)
+
+
 def _print_scores(run: Path) -> None:
     from diptych.runs.run import read_metrics
 
     metrics = read_metrics(run)
     split = "test" if "test" in metrics else "val"
+    _print_conditions(split, metrics[split])
+
+
+def _print_conditions(split: str, conditions: dict[str, dict[str, Any]]) -> None:
     typer.echo(f"{split:<12}{'accuracy':>10}{'macro-F1':>10}{'ECE':>8}{'items':>7}")
-    for condition, scores in metrics[split].items():
+    for condition, scores in conditions.items():
         typer.echo(
             f"{condition:<12}{scores['accuracy']:>10.3f}{scores['macro_f1']:>10.3f}"
             f"{scores['ece']:>8.3f}{scores['num_items']:>7}"

@@ -51,10 +51,14 @@ class PairConfig:
     backbone  a model of the Hugging Face hub, or a directory in its format, with preprocessor_config.json and
               a tokenizer. It takes the place of image.backbone and text.backbone
     weights   'default' or 'random'
+    prompts   of `diptych zeroshot`: texts in which {} is the name of a label. A label is the mean of them
     """
 
     backbone: str
     weights: Literal["default", "random"] = "default"
+    prompts: Annotated[list[str], msgspec.Meta(min_length=1)] = dataclasses.field(
+        default_factory=lambda: ["a photo of {}.", "a picture of {}.", "{}"]
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
