@@ -51,6 +51,8 @@ the model is built, before weights are loaded.
 
 A repository of the hub whose config asks for its authors' own code (`auto_map`) is refused. The message names
 the model type of transformers that replaces the code, if there is one.
+
+[text_and_pairs.md](text_and_pairs.md) explains pooling, masks and pairs such as CLIP.
 """
 
 

@@ -25,11 +25,10 @@ WORDS = (
 )
 CHINESE = "冰雪冬湖叶草园树火阳夏灯和一个冷绿暖红色的风筝照片"
 TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-VISION = TEXT | {"image_size": SIZE_PX, "patch_size": 8}
 MEAN_STD = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
-def save_pair(directory: Path, family: str) -> Path:
+def save_pair(directory: Path, family: str, size_px: int = SIZE_PX) -> Path:
     """'clip', 'metaclip_2', 'siglip' or 'chinese_clip': config, weights, preprocessing, tokenizer."""
     torch.manual_seed(0)
     tokenizer = {"siglip": siglip_tokenizer, "chinese_clip": chinese_tokenizer}.get(family, clip_tokenizer)()
@@ -42,20 +41,24 @@ def save_pair(directory: Path, family: str) -> Path:
         "bos_token_id": tokenizer.bos_token_id,
     }
     projection: dict[str, Any] = {} if family == "siglip" else {"projection_dim": 24}
-    config = CONFIG_MAPPING[family](text_config=text, vision_config=VISION, **projection)
+    config = CONFIG_MAPPING[family](
+        text_config=text,
+        vision_config=TEXT | {"image_size": size_px, "patch_size": size_px // 4},
+        **projection,
+    )
     model = AutoModel.from_config(config)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:  # as it is drawn, all embeddings are nearly the same
                 weight.mul_(4)
     model.save_pretrained(directory)
-    size = {"height": SIZE_PX, "width": SIZE_PX}
+    size = {"height": size_px, "width": size_px}
     if family == "siglip":
         processor = SiglipImageProcessor(size=size, resample=2, **MEAN_STD)
     elif family == "chinese_clip":
         processor = ChineseCLIPImageProcessor(size=size, do_center_crop=False)
     else:
-        processor = CLIPImageProcessor(size={"shortest_edge": SIZE_PX}, crop_size=size)
+        processor = CLIPImageProcessor(size={"shortest_edge": size_px}, crop_size=size)
     processor.save_pretrained(directory)
     return directory
 

@@ -13,7 +13,8 @@ from diptych.config.loader import load_config
 from diptych.models.classifier import Classifier, Inputs
 from diptych.models.fusion import FusionHead
 from diptych.models.image_backbones import build_image_encoder
-from diptych.models.text_backbones import build_text_encoder, tokenizer_json
+from diptych.models.text_backbones import build_text_encoder
+from diptych.models.text_tokenizers import tokenizer_json
 from diptych_serving.errors import UserError
 from tests.helpers.tiny_model import make_text_backbone
 

@@ -193,6 +193,17 @@ def test_a_pair_is_trained_and_exported_and_answers_as_it_was_trained(
             assert answer.probabilities == pytest.approx(predict(run, data, text), abs=1e-5)
 
 
+@pytest.mark.parametrize(("name", "fit", "num_tokens"), [("clip", "crop", 77), ("siglip", "stretch", 64)])
+def test_shipped_configs_build_their_pair_from_a_local_copy(
+    name: str, fit: str, num_tokens: int, tmp_path: Path
+) -> None:
+    copy = save_pair(tmp_path / "copy", name, size_px=224)
+    config = load_config(Path(name), [f"pair.backbone={copy}"])
+    model, preprocessor = build(config)
+    assert (preprocessor.spec.image_fit, preprocessor.spec.max_tokens) == (fit, num_tokens)
+    assert model.image_encoder.backbone.embedding_dim == model.text_encoder.projection.embedding_dim
+
+
 def test_label_names_are_scored_without_training(tmp_path: Path) -> None:
     """Its texts name their label, and a random pair finds the same words near."""
     pair = save_pair(tmp_path / "pair", "siglip")

@@ -19,10 +19,12 @@ from diptych.models.classifier import Classifier, Inputs
 from diptych.models.fidelity import reference_embeddings, require_fidelity, require_same
 from diptych.models.fusion import FusionHead
 from diptych.models.image_backbones import build_image_encoder
-from diptych.models.text_backbones import build_text_encoder, tokenizer_json
+from diptych.models.text_backbones import build_text_encoder
 from diptych.models.text_encoder import PooledBackbone
+from diptych.models.text_tokenizers import tokenizer_json
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import PreprocessingSpec, Preprocessor
+from tests.helpers.small_pairs import siglip_tokenizer
 from tests.helpers.text_families import BERT, FAMILIES, MAX_TOKENS, save_architecture
 from tests.helpers.tiny_model import save_tokenizer
 
@@ -82,6 +84,7 @@ def test_a_family_gives_the_embeddings_of_transformers_before_and_after_export(
     ("family", "message"),
     [
         ("convbert", "'convbert' it gives a padded text another embedding .* difference .*Use another"),
+        ("nystromformer", "'nystromformer' it gives a padded text another embedding"),
         ("fnet", "'fnet' it gives a padded text another embedding"),
         ("vit", "'vit' does not take token ids"),
     ],
@@ -187,6 +190,17 @@ def test_the_tokenizers_side_of_truncation_is_kept(tmp_path: Path) -> None:
     preprocessor = Preprocessor(PreprocessingSpec(image_size_px=1, max_tokens=4), tokenizer_json(config))
     expected = AutoTokenizer.from_pretrained(tmp_path)("fire sun and a summer", truncation=True, max_length=4)
     assert preprocessor.tokens(["fire sun and a summer"])[0].tolist() == [expected["input_ids"]]
+
+
+def test_siglips_first_tokenizer_needs_no_sentencepiece(tmp_path: Path) -> None:
+    siglip_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "SiglipTokenizer"}))
+    config = TextConfig(backbone=str(tmp_path), max_tokens=8)
+    preprocessor = Preprocessor(PreprocessingSpec(image_size_px=1, max_tokens=8), tokenizer_json(config))
+    ids, _ = preprocessor.tokens([" A Leaf, (and) -- a tree!", "a leaf and a tree"])
+    assert ids[0].tolist() == ids[1].tolist()
+    assert siglip_tokenizer()("a leaf and a tree")["input_ids"] == ids[0, :6].tolist()
 
 
 def test_models_saved_in_bf16_are_computed_in_float32(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from transformers import AutoImageProcessor, PreTrainedModel
 
 from diptych.config.sections import ImageConfig, PairConfig, TextConfig
 from diptych.models.image_encoder import ImageEncoder
-from diptych.models.pretrained import cannot_load, damage_of, hub_is_reachable
+from diptych.models.pretrained import LOADING_ERRORS, cannot_load, damage_of, hub_is_reachable
 from diptych.models.projection import Projection
-from diptych.models.text_backbones import LOADING_ERRORS, load_model, text_encoder_of
+from diptych.models.text_backbones import load_model, text_encoder_of
 from diptych.models.text_encoder import TextEncoder
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import Fit, Resample

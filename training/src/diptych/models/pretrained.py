@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import pickle
 import socket
 import urllib.parse
 import urllib.request
@@ -13,9 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
+from safetensors import SafetensorError
+from transformers.utils import cached_file
 
 from diptych_serving.errors import UserError
 
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    ImportError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 CONNECT_SECONDS = 3.0
 LFS_POINTER = b"version https://git-lfs"
 # The first bytes of what `torch.save` writes, today and before 2020.
@@ -72,6 +85,20 @@ def can_connect(url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def file_of(source: str, name: str) -> Path | None:
+    """A file of a directory or of the hub; None where there is none."""
+    if Path(source).is_dir():
+        return path if (path := Path(source, name)).is_file() else None
+    found = cached_file(
+        source,
+        name,
+        local_files_only=not hub_is_reachable(),
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return Path(found) if found else None
 
 
 def damage_of(path: Path) -> str | None:

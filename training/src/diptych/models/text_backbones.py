@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import json
-import pickle
-import re
-import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from tokenizers import Regex, Tokenizer, normalizers
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers import logging as transformers_logging
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
-from transformers.utils import cached_file
 
 from diptych.config.sections import Pooling, TextConfig
 from diptych.models.fidelity import require_fidelity
-from diptych.models.pretrained import cannot_load, damage_of, hub_is_reachable, package
+from diptych.models.pretrained import LOADING_ERRORS, cannot_load, damage_of, file_of, hub_is_reachable
 from diptych.models.projection import Projection
 from diptych.models.text_encoder import CLIP_TEXT, SEE_PADDING, PooledBackbone, TextEncoder
+from diptych.models.text_tokenizers import text_source, tokenizer_json
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import PreprocessingSpec, Preprocessor
 
@@ -46,16 +38,6 @@ BROADCAST = "sdpa_by_broadcasting"
 AttentionInterface.register(BROADCAST, sdpa_attention_forward)
 AttentionMaskInterface.register(BROADCAST, lambda **arguments: sdpa_mask(**arguments | {"use_vmap": False}))
 
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    ImportError,
-    EOFError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
 # sentence-transformers' names of its ways to pool, and ours
 POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 # Whose custom code has become a class of transformers: what the config's auto_map names, and the model type.
@@ -142,7 +124,7 @@ def pooling_of(config: TextConfig, source: str, encoder: PreTrainedModel) -> Poo
     """As the config says, or as the model's authors say, or as its architecture is trained."""
     if config.pooling != "auto":
         return config.pooling
-    path = _file(source, "1_Pooling/config.json")
+    path = file_of(source, "1_Pooling/config.json")
     if path is not None:
         tree = json.loads(path.read_text("utf-8"))
         modes = tree.get("pooling_mode") or [
@@ -169,67 +151,6 @@ def text_architecture(encoder: TextEncoder) -> PretrainedConfig:
     return encoder.backbone.architecture
 
 
-def tokenizer_json(config: TextConfig) -> str:
-    """The backbone's own tokenizer, its padding token included, as the `tokenizers` library reads it."""
-    source = text_source(config.backbone)
-    try:
-        tokenizer = _tokenizer(source)
-    except LOADING_ERRORS as error:
-        raise UserError(cannot_load("text", config.backbone, error)) from error
-    # GPT-2 and others have no padding token. No attention sees what is padded: any token will do.
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    if not tokenizer.is_fast or pad_id is None:
-        raise UserError(f"text.backbone '{config.backbone}': needs a fast tokenizer with a padding token")
-    tree = json.loads(tokenizer.backend_tokenizer.to_str())
-    tree["padding"] = {
-        "strategy": {"Fixed": config.max_tokens},
-        "direction": "Right",
-        "pad_to_multiple_of": None,
-        "pad_id": pad_id,
-        "pad_type_id": 0,
-        "pad_token": tokenizer.convert_ids_to_tokens(pad_id),
-    }
-    tree["truncation"] = {
-        "direction": tokenizer.truncation_side.capitalize(),
-        "max_length": config.max_tokens,
-        "strategy": "LongestFirst",
-        "stride": 0,
-    }
-    return json.dumps(tree, ensure_ascii=False)
-
-
-def _tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a directory or a hub name."""
-    options = {"local_files_only": not (Path(source).is_dir() or hub_is_reachable())}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
-        if tokenizer.is_fast:
-            return tokenizer
-    except ImportError:  # a tokenizer that needs sentencepiece, where there is none
-        if _file(source, "tokenizer.json") is None:
-            raise
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(source, **options)
-    path = _file(source, "tokenizer_config.json")
-    if path and json.loads(path.read_text("utf-8")).get("tokenizer_class") == "SiglipTokenizer":
-        _canonicalize(tokenizer.backend_tokenizer)
-    return tokenizer
-
-
-def _canonicalize(tokenizer: Tokenizer) -> None:
-    """What SiglipTokenizer does in Python before it tokenizes; a file that already does it stays the same."""
-    punctuation = Regex(f"[{re.escape(string.punctuation)}]")
-    steps = [normalizers.Lowercase(), normalizers.Replace(punctuation, "")]
-    steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-    steps += [tokenizer.normalizer] if tokenizer.normalizer else []
-    tokenizer.normalizer = normalizers.Sequence(steps)
-
-
-def text_source(backbone: str) -> str:
-    """The directory or the hub name that a config's `backbone` means."""
-    name = backbone.removeprefix("package:")
-    return str(package(name).MODEL_DIR) if name != backbone else backbone
-
-
 def _require_files(name: str, source: str, *, with_weights: bool) -> None:
     """Raise UserError for a directory without the files, or with something else in their place."""
     directory = Path(source)
@@ -241,20 +162,6 @@ def _require_files(name: str, source: str, *, with_weights: bool) -> None:
     for path in (directory / "config.json", *(weights if with_weights else ())):
         if damage := damage_of(path):
             raise UserError(f"{name}: {path.name} {damage}")
-
-
-def _file(source: str, name: str) -> Path | None:
-    """A file of a directory or of the hub; None where there is none."""
-    if Path(source).is_dir():
-        return path if (path := Path(source, name)).is_file() else None
-    found = cached_file(
-        source,
-        name,
-        local_files_only=not hub_is_reachable(),
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return Path(found) if found else None
 
 
 def _custom_code(name: str, source: str, options: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from diptych.evaluation.predict import CONDITIONS, classify
 from diptych.files import write_json
 from diptych.models.backbones import build_classifier
 from diptych.models.classifier import Classifier, Embeddings
-from diptych.models.text_backbones import tokenizer_json
+from diptych.models.text_tokenizers import tokenizer_json
 from diptych.runs.directory import UNFINISHED, begin_run, finish_run
 from diptych.runs.fingerprint import FINGERPRINT_FILE, fingerprint
 from diptych.runs.run import HISTORY_FILE, METRICS_FILE, Run
