@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from diptych.config.loader import load_config, save_config
-from diptych_serving.errors import UserErrorfrom tests.helpers.small_pairs import save_pair
+from diptych_serving.errors import UserError
+from tests.helpers.small_pairs import save_pair
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
