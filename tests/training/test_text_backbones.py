@@ -19,7 +19,7 @@ from diptych.models.classifier import Classifier, Inputs
 from diptych.models.fidelity import reference_embeddings, require_fidelity, require_same
 from diptych.models.fusion import FusionHead
 from diptych.models.image_backbones import build_image_encoder
-from diptych.models.text_backbones import build_text_encoder
+from diptych.models.text_backbones import build_text_encoder, text_architecture
 from diptych.models.text_encoder import PooledBackbone
 from diptych.models.text_tokenizers import tokenizer_json
 from diptych_serving.errors import UserError
@@ -153,6 +153,14 @@ def test_pooling_is_that_of_the_models_authors(
         (tmp_path / "1_Pooling").mkdir()
         (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(file))
     assert build_text_encoder(config).backbone.pooling == pooling
+
+
+def test_a_run_keeps_the_pooling_that_it_was_trained_with(tmp_path: Path) -> None:
+    config = save_architecture(tmp_path / "theirs", "bert")
+    (tmp_path / "theirs" / "1_Pooling").mkdir()
+    (tmp_path / "theirs" / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    text_architecture(build_text_encoder(config)).save_pretrained(tmp_path / "run")
+    assert build_text_encoder(config, tmp_path / "run").backbone.pooling == "cls"
 
 
 def test_a_way_to_pool_that_is_not_here_is_refused(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ BROADCAST = "sdpa_by_broadcasting"
 AttentionInterface.register(BROADCAST, sdpa_attention_forward)
 AttentionMaskInterface.register(BROADCAST, lambda **arguments: sdpa_mask(**arguments | {"use_vmap": False}))
 
+POOLING_KEY = "diptych_pooling"
 # sentence-transformers' names of its ways to pool, and ours
 POOLINGS: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 # Whose custom code has become a class of transformers: what the config's auto_map names, and the model type.
@@ -58,7 +59,10 @@ def build_text_encoder(config: TextConfig, directory: Path | None = None) -> Tex
 def text_encoder_of(model: PreTrainedModel, config: TextConfig, source: str, *, is_new: bool) -> TextEncoder:
     """The text tower of a model that is there, pooled and projected. A new one is checked."""
     encoder, head = text_tower(model)
-    pooling = pooling_of(config, source, encoder)
+    # A run has no copy of the files that 'auto' was resolved by: its architecture keeps the result.
+    kept: Pooling | None = getattr(model.config, POOLING_KEY, None)
+    pooling = kept if kept and config.pooling == "auto" else pooling_of(config, source, encoder)
+    setattr(model.config, POOLING_KEY, pooling)
     backbone = PooledBackbone(encoder, pooling, head, model.config)
     if is_new:
         name = f"text.backbone '{config.backbone}'"

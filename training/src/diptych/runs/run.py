@@ -47,9 +47,7 @@ class Run:
     def save(self) -> None:
         """Write everything but the metrics into the directory."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        # The files that 'auto' was resolved by are not in the run.
-        text = dataclasses.replace(self.config.text, pooling=self.model.text_encoder.backbone.pooling)
-        save_config(dataclasses.replace(self.config, text=text), self.directory / CONFIG_FILE)
+        save_config(self.config, self.directory / CONFIG_FILE)
         self.preprocessor.save(self.directory)
         write_labels(self.labels, self.directory / LABELS_FILE)
         text_architecture(self.model.text_encoder).save_pretrained(self.directory / TEXT_ARCHITECTURE)
