@@ -101,9 +101,9 @@ def test_a_label_that_one_side_does_not_know_has_no_probability_there() -> None:
 
 
 def shifted(run: Run) -> Run:
-    """The same run, which likes its first label more."""
+    """The same run, which gives every item its first label."""
     model = copy.deepcopy(run.model)
-    model.fusion_head.classifier.bias.data[0] += 3.0
+    model.fusion_head.classifier.bias.data[0] += 30.0
     return dataclasses.replace(run, model=model, directory=run.directory.with_name("shifted"))
 
 
@@ -111,7 +111,7 @@ def test_runs_are_asked_about_the_test_set_of_the_first(tiny_run: Run) -> None:
     other = shifted(tiny_run)
     comparison = compare_runs(tiny_run, other)
     assert len(comparison.items) == 36
-    assert (comparison.old.name, comparison.new.name) == ("tiny", "shifted")
+    assert (comparison.old.name, comparison.new.name) == ("tiny_run", "shifted")
     assert comparison.moves
     assert {new for _, new, _ in comparison.moves} == {"cold"}
     item = comparison.items[5]
@@ -197,6 +197,6 @@ def test_the_command_says_who_is_right_more_often_and_where_the_page_is(
     answered = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert re.search(r"36 items, the same label for \d+ \(\d+\.\d%\)", answered.output)
     assert re.search(
-        r"right in shifted alone: \d+, in tiny alone: \d+ \(p = .*, exact McNemar\)", answered.output
+        r"right in shifted alone: \d+, in tiny_run alone: \d+ \(p = .*, exact McNemar\)", answered.output
     )
-    assert "<h1>tiny and shifted</h1>" in page.read_text("utf-8")
+    assert "<h1>tiny_run and shifted</h1>" in page.read_text("utf-8")
