@@ -36,7 +36,7 @@ $(SETUP): VERSION pyproject.toml training/pyproject.toml serving/pyproject.toml 
 	@$(BIN)/pip install --disable-pip-version-check --quiet --upgrade 'pip>=25.1' # knows --group
 	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on --constraint training/constraints.txt \
 		--group dev --group operations --group bench --group loadtest --editable 'client[local,score,demo,tracing,heic]' \
-		--editable 'serving[tools,embedded]' --editable 'training[quickstart,doubt,lora,embedded]'
+		--editable 'serving[tools,embedded,openvino]' --editable 'training[quickstart,doubt,lora,embedded]'
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))' || \
 		echo "$$($(BIN)/python --version) has no embedded tritonserver: make demo, make test and diptych serve need Python 3.10 to 3.12. To get one: uv python install 3.12; rm -r .venv; make setup PYTHON=\$$(uv python find 3.12)"
 	@touch $@

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diptych_serving.errors import UserError
-from diptych_serving.progress import warn
 
 CACHE_ENV, LIMIT_ENV = "DIPTYCH_CACHE", "DIPTYCH_CACHE_GB"
 DEFAULT_LIMIT_GB = 20.0
@@ -24,8 +23,9 @@ KINDS = {
     "embeddings": "embeddings of whole tables by frozen backbones",
     "pictures": "images of Parquet columns",
     "libpython": "the library that the embedded tritonserver needs",
+    "openvino": "exported models, converted for OpenVINO",
 }
-BOUNDED = ("embeddings", "pictures")
+BOUNDED = ("embeddings", "pictures", "openvino")
 UNFINISHED = ".tmp"
 ABANDONED_S = 24 * 3600  # a temporary file that was not written to for this long was left by a killed process
 
@@ -66,7 +66,7 @@ def keep(path: Path, write: Callable[[Path], None]) -> None:
 
 def forget_damaged(path: Path, reason: object) -> None:
     """Warn that a file is damaged, and remove it, so that it is made again."""
-    warn(f"{path}: damaged, so it is made again ({str(reason).splitlines()[0]})")
+    _warn(f"{path}: damaged, so it is made again ({str(reason).splitlines()[0]})")
     with contextlib.suppress(OSError):
         path.unlink()
 
@@ -157,7 +157,13 @@ def _is_held(path: Path) -> bool:
 
 @functools.cache
 def _warn_once(directory: Path, reason: str) -> None:
-    warn(
+    _warn(
         f"{directory}: nothing can be kept there ({reason}), so it is computed again each time. "
         f"{CACHE_ENV} names another folder"
     )
+
+
+def _warn(message: str) -> None:
+    from diptych_serving.progress import warn  # needs rich, which images that only serve do without
+
+    warn(message)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import InvalidInput, Preprocessor
@@ -23,7 +23,7 @@ from diptych_serving.repository.layout import (
     TORCHSCRIPT_FILE,
 )
 
-Parts = Mapping[str, nn.Module]
+Parts = Mapping[str, Callable[..., Tensor]]
 CPU = torch.device("cpu")
 
 

@@ -20,17 +20,17 @@ MAX_DIFFERENCE_EXACT, MAX_DIFFERENCE_LEAN = 1e-3, 0.05
 Ask = Callable[[bytes, bytes], NDArray[np.float32]]
 
 
-def record(path: Path, items: Sequence[tuple[bytes, bytes]], ask: Ask, *, is_exact: bool) -> None:
+def record(path: Path, items: Sequence[tuple[bytes, bytes]], ask: Ask, *, max_difference: float) -> None:
     """Write requests and the answers of `ask`, with items of every kind.
 
-    items     (image file, UTF-8 text) pairs with both; the first few also with one modality alone
-    is_exact  whether the exported model computes in fp32
+    items           (image file, UTF-8 text) pairs with both; the first few also with one modality alone
+    max_difference  how far a server's probability may be from the recorded one
     """
     requests = [
         pair for image, text in items[:NUM_ITEMS] for pair in ((image, text), (image, b""), (b"", text))
     ]
     golden = {
-        "max_difference": MAX_DIFFERENCE_EXACT if is_exact else MAX_DIFFERENCE_LEAN,
+        "max_difference": max_difference,
         "requests": [
             {
                 "image": base64.b64encode(image).decode(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diptych_serving import openvino_runtime
+from diptych_serving.cache import cache_directory
 from diptych_serving.server import leftovers
 from diptych_serving.server.installation import STUB, Installation
 from diptych_serving.server.libpython import find_libpython
@@ -66,6 +69,9 @@ class Workspace:
         `python3` in PATH.
         """
         environment = {**os.environ, **ONE_THREAD}
+        if not installation.has_native_pytorch:
+            with contextlib.suppress(RuntimeError):  # an account without a home directory keeps nothing
+                environment[openvino_runtime.CACHE_ENV] = str(cache_directory("openvino"))
         if installation.libraries is None:
             return environment
         libraries = self.root / "lib"

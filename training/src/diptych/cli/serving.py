@@ -32,6 +32,23 @@ def export(
             "or int8 (text backbone, CPUs only: faster, and some labels change)."
         ),
     ] = "auto",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="What runs the graphs on a CPU without a native backend: auto (OpenVINO if it is installed "
+            "and answers as well, else TorchScript), openvino or torchscript."
+        ),
+    ] = "auto",
+    max_accuracy_drop: Annotated[
+        float,
+        typer.Option(
+            help="How many points of accuracy fewer bits may cost, on validation items.", min=0, max=100
+        ),
+    ] = 0.5,
+    gate_catalogue: Annotated[
+        Optional[Path],
+        typer.Option(metavar="TABLE", help="More items to judge fewer bits by, with or without categories."),
+    ] = None,
     tuning: Annotated[
         Optional[Path], typer.Option(metavar="TOML", help="Settings that `diptych tune` wrote.")
     ] = None,
@@ -54,7 +71,8 @@ def export(
 ) -> None:
     """Export a run to a Triton repository. Stops if the exported model answers differently."""
     from diptych.export.export import export
-    from diptych.export.precision import choose_precision, parse_target
+    from diptych.export.judgement import Limits
+    from diptych.export.precision import choose_precision, choose_runtime, parse_target
     from diptych.runs.run import load_run
     from diptych_serving.repository.settings import load_settings, settings_for
     from diptych_serving.repository.signing import load_private_key
@@ -65,12 +83,16 @@ def export(
         precision = settings.precision
     if settings is None and not to.exists():
         settings = settings_for(target, cores)
+    chosen = choose_precision(precision, target)
     version, gated = export(
         load_run(run, overrides or []),
         to,
-        choose_precision(precision, target),
+        chosen,
         settings,
         target=parse_target(target),
+        runtime=choose_runtime(runtime, target, chosen),
+        limits=Limits(accuracy_drop=max_accuracy_drop / 100),
+        catalogue=gate_catalogue,
         allow_new_labels=allow_new_labels,
         sign_with=sign_with,
         from_table=bool(overrides),
@@ -80,8 +102,12 @@ def export(
             f"parity  {result.form:<15} {result.precision}  {result.num_rows} rows  "
             f"largest difference {result.max_difference:.1e}  same label {result.label_agreement:.1%}"
         )
+    for judgement in gated.judgements:
+        typer.echo(f"gate    {judgement}")
     if gated.precision.note:
         typer.echo(f"precision: {gated.precision.note}")
+    name = {"openvino": "OpenVINO", "torchscript": "TorchScript"}[gated.runtime]
+    typer.echo(f"runtime: {name} in {gated.precision}")
     next_step = f"diptych serve {to}" if version == 1 else f"diptych release activate {to} {version}"
     typer.echo(f"{to}: version {version}. Serve it: {next_step}")
 

@@ -33,25 +33,27 @@ MADE_UP_TEXT = "a text that stands for those of a table without any"
 
 
 class Example(NamedTuple):
-    """An image file and a text; empty if the item has none."""
+    """An image file and a text; empty if the item has none. The category is empty if it is not known."""
 
     image: bytes
     text: str
+    category: str = ""
 
 
 def choose_examples(items: Sequence[Item], preprocessor: Preprocessor) -> list[Example]:
     """At most MAX_EXAMPLES, spread over the whole table. Raises UserError if one cannot be used."""
     step = max(1, len(items) / MAX_EXAMPLES)
     chosen = [items[int(number * step)] for number in range(min(len(items), MAX_EXAMPLES))]
-    return [Example(_square(item, preprocessor), item.text) for item in chosen]
+    return [Example(_square(item, preprocessor), item.text, item.category) for item in chosen]
 
 
 def write_examples(examples: Sequence[Example], directory: Path) -> None:
-    """As a table like `data.val_csv`, without categories."""
+    """As a table like `data.val_csv`."""
     table = pa.table(
         {
             "image": pa.array([example.image or None for example in examples], pa.binary()),
             "description": [example.text for example in examples],
+            "category": [example.category for example in examples],
         }
     )
     pq.write_table(table, directory / EXAMPLES_FILE)
@@ -64,7 +66,9 @@ def read_examples(directory: Path) -> list[Example] | None:
         return None
     try:
         columns = pq.read_table(path).to_pydict()
-        return list(itertools.starmap(_example, zip(columns["image"], columns["description"], strict=True)))
+        texts = columns["description"]
+        categories = columns.get("category", [""] * len(texts))  # runs from before had none
+        return list(itertools.starmap(_example, zip(columns["image"], texts, categories, strict=True)))
     except (pa.ArrowException, KeyError, OSError) as error:
         raise UserError(
             f"{path}: damaged ({str(error).splitlines()[0]}). Delete it, and name the validation table: "
@@ -81,22 +85,21 @@ def as_served(examples: Sequence[Example], preprocessor: Preprocessor) -> list[E
     return [example for example in taken if example is not None]
 
 
-def complete_pairs(examples: Sequence[Example], size_px: int, limit: int) -> list[Example]:
-    """Examples with both modalities. If no item has both, images and texts of different items are combined;
-    if none has an image, or none a text, one is generated.
+def complete_pairs(examples: Sequence[Example], size_px: int, limit: int) -> list[tuple[bytes, str]]:
+    """Image and text of examples with both. If no item has both, images and texts of different items are
+    combined; if none has an image, or none a text, one is generated.
     """
-    complete = [example for example in examples if example.image and example.text]
+    complete = [(example.image, example.text) for example in examples if example.image and example.text]
     if not complete:
         images = [example.image for example in examples if example.image] or [_made_up_image(size_px)]
         texts = [example.text for example in examples if example.text] or [MADE_UP_TEXT]
         count = max(len(images), len(texts))
-        pairs = zip(itertools.cycle(images), itertools.cycle(texts), strict=False)
-        complete = [Example(*pair) for pair in itertools.islice(pairs, count)]
+        complete = list(itertools.islice(zip(itertools.cycle(images), itertools.cycle(texts)), count))
     return complete[:limit]
 
 
-def _example(image: bytes | None, text: str) -> Example:
-    return Example(image or b"", text)
+def _example(image: bytes | None, text: str, category: str) -> Example:
+    return Example(image or b"", text, category)
 
 
 def _square(item: Item, preprocessor: Preprocessor) -> bytes:

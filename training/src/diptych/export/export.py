@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +14,11 @@ from typing import TYPE_CHECKING
 from diptych.data.catalogue import read_split
 from diptych.data.examples import Example, as_served, choose_examples, complete_pairs, read_examples
 from diptych.data.labels import LABELS_FILE, write_labels
-from diptych.export.gate import Gated, write_parts
+from diptych.export.evidence import gather_evidence
+from diptych.export.gate import Evidence, Gate, Gated
+from diptych.export.judgement import Limits
 from diptych.export.manifest import build_manifest
-from diptych.export.precision import FP32, Precision, Target
+from diptych.export.precision import FP32, Precision, Runtime, Target
 from diptych.runs.run import Run
 from diptych_serving import metering
 from diptych_serving.errors import UserError
@@ -60,6 +61,9 @@ def export(
     settings: Settings | None = None,
     *,
     target: Target = "cpu",
+    runtime: Runtime = "torchscript",
+    limits: Limits | None = None,
+    catalogue: Path | None = None,
     allow_new_labels: bool = False,
     sign_with: Ed25519PrivateKey | None = None,
     from_table: bool = False,
@@ -70,6 +74,9 @@ def export(
     `diptych release activate`; its configs change only where settings are given, or where the warm-up
     pictures would not suit both versions.
     target            the kind of device that will serve it; one repository is for one kind
+    runtime           what runs it on CPUs where there is no native backend
+    limits            how much worse answers in fewer bits may be
+    catalogue         a table of more items to judge them by
     allow_new_labels  add it even where its labels are not those that the repository serves
     sign_with         the key that vouches for the manifest, and with it for all files
     from_table        compare on the config's validation table, even where the run keeps examples of its own
@@ -81,11 +88,14 @@ def export(
         if not allow_new_labels:
             _require_same_labels(run, repository)
     examples = _examples(run, from_table=from_table)
+    run = _as_served(run)
+    examples = as_served(examples, run.preprocessor)
+    evidence = gather_evidence(run, examples, catalogue, limits or Limits(), from_table=from_table)
     try:
         repository.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-") as staging:
             staged = Path(staging) / "repository"
-            gated = _stage(run, version, staged, precision, target, examples, sign_with)
+            gated = _stage(run, version, staged, precision, target, runtime, evidence, sign_with)
             if version == 1:
                 staged.chmod(0o755)
                 staged.rename(repository)
@@ -107,7 +117,8 @@ def _stage(
     staged: Path,
     precision: Precision,
     target: Target,
-    examples: Sequence[Example],
+    runtime: Runtime,
+    evidence: Evidence,
     sign_with: Ed25519PrivateKey | None,
 ) -> Gated:
     """Write one complete repository that holds this version alone."""
@@ -115,9 +126,7 @@ def _stage(
     directories = {model.name: model / str(version) for model in sorted(staged.iterdir())}
     for directory in directories.values():
         directory.mkdir()
-    run = _as_served(run)
-    examples = as_served(examples, run.preprocessor)
-    gated = write_parts(run, examples, precision, directories)
+    gated = Gate(run, evidence, directories).write(precision, runtime)
 
     # Triton takes model.py from the version, so that each version keeps the shell that it was exported with.
     for step in (PREPROCESS, TALLY):
@@ -133,11 +142,13 @@ def _stage(
     golden.record(
         directories[ENSEMBLE] / GOLDEN_FILE,
         [
-            (example.image, example.text.encode())
-            for example in complete_pairs(examples, run.preprocessor.spec.image_size_px, golden.NUM_ITEMS)
+            (image, text.encode())
+            for image, text in complete_pairs(
+                evidence.examples, run.preprocessor.spec.image_size_px, golden.NUM_ITEMS
+            )
         ],
-        ask_in_process(gated.parts, run.preprocessor),
-        is_exact=gated.precision.is_exact,
+        ask_in_process(gated.files, run.preprocessor),
+        max_difference=gated.max_difference,
     )
     files = [path for path in staged.rglob("*") if path.is_file()]
     manifest = build_manifest(run, version, repository=staged, files=files, gated=gated, target=target)

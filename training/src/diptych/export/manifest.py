@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from diptych.export.gate import Gated
-from diptych.export.precision import Target
+from diptych.export.precision import Precision, Target
 from diptych.runs.run import WEIGHTS_FILE, Run, read_metrics
 from diptych_serving.repository.layout import IMAGE_ENCODER, TEXT_ENCODER, sha256
 
@@ -42,12 +42,18 @@ def build_manifest(
         },
         "labels": run.labels,
         "preprocessing": dataclasses.asdict(run.preprocessor.spec),
-        "signatures": {name: str(part.forward.schema) for name, part in gated.parts.items()},  # type: ignore[attr-defined]
+        "signatures": {name: str(part.forward.schema) for name, part in gated.files.items()},  # type: ignore[attr-defined]
         "target": target,
-        "precision": {IMAGE_ENCODER: gated.precision.image, TEXT_ENCODER: gated.precision.text},
+        "precision": _by_encoder(gated.file_precision),
+        "runtime": {"name": gated.runtime, "precision": _by_encoder(gated.precision)},
         "parity": [dataclasses.asdict(result) for result in gated.parity],
+        "judgements": [dataclasses.asdict(judgement) for judgement in gated.judgements],
         "sha256": {str(path.relative_to(repository)): sha256(path) for path in sorted(files)},
     }
+
+
+def _by_encoder(precision: Precision) -> dict[str, str]:
+    return {IMAGE_ENCODER: precision.image, TEXT_ENCODER: precision.text}
 
 
 def git_commit() -> str | None:

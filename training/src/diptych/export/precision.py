@@ -1,8 +1,9 @@
-"""Which numbers each backbone computes in. What surrounds the backbones stays fp32, and so do the borders."""
+"""Which numbers each backbone computes in, and what runs it. The tensors between the steps stay fp32."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from typing import Literal, get_args
 
 from diptych_serving.errors import UserError
@@ -11,6 +12,7 @@ from diptych_serving.hardware import has_bf16_instructions
 Target = Literal["cpu", "gpu"]
 Numbers = Literal["fp32", "bf16", "fp16", "int8"]
 Request = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+Runtime = Literal["torchscript", "openvino"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ def choose_precision(request: str, target: str) -> Precision:
     auto   fp16 for GPUs; for CPUs bf16 where this one has the instructions, else fp32
     bf16, fp16  both backbones; on a CPU that would have to emulate it, fp32 instead, with a note
     int8   the text backbone's matrices, the image backbone as under auto; CPUs only. It moves answers more
-           than 16 bits do (parity.py has the limits), so that auto never takes it
+           than 16 bits do, so that auto never takes it
     """
     if request not in get_args(Request):
         raise UserError(f"--precision {request}: expected one of {', '.join(get_args(Request))}")
@@ -58,6 +60,22 @@ def choose_precision(request: str, target: str) -> Precision:
         note = "this CPU has no bf16 instructions and would emulate them many times slower; fp32 instead"
         return dataclasses.replace(FP32, note=note)
     return _both(best if request == "auto" else request)
+
+
+def choose_runtime(request: str, target: str, precision: Precision) -> Runtime:
+    """What the Python-based backend runs the graphs with.
+
+    auto  OpenVINO on CPUs where it is installed and computes in these numbers, else TorchScript
+    """
+    if request not in ("auto", *get_args(Runtime)):
+        raise UserError(f"--runtime {request}: expected one of auto, {', '.join(get_args(Runtime))}")
+    fits = parse_target(target) == "cpu" and {precision.image, precision.text} <= {"fp32", "bf16"}
+    is_installed = importlib.util.find_spec("openvino") is not None
+    if request == "openvino" and not fits:
+        raise UserError("--runtime openvino: is for --target cpu in fp32 or bf16; use --runtime torchscript")
+    if request == "openvino" and not is_installed:
+        raise UserError("--runtime openvino: not installed; pip install 'diptych-serving[openvino]'")
+    return "openvino" if request != "torchscript" and fits and is_installed else "torchscript"
 
 
 def parse_target(target: str) -> Target:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diptych.export.export import export
-from diptych.export.precision import choose_precision
+from diptych.export.precision import choose_precision, choose_runtime
 from diptych.runs.run import load_run
 
 REQUESTS = ("auto", "fp32", "int8")
@@ -18,8 +18,11 @@ def export_precisions(run: Path, directory: Path) -> dict[str, Path]:
     seen = set()
     for request in REQUESTS:
         repository = directory / request
-        _, gated = export(loaded, repository, choose_precision(request, "cpu"))
-        if str(gated.precision) not in seen:
-            seen.add(str(gated.precision))
+        precision = choose_precision(request, "cpu")
+        runtime = choose_runtime("auto", "cpu", precision)
+        _, gated = export(loaded, repository, precision, runtime=runtime)
+        form = (gated.runtime, str(gated.precision))
+        if form not in seen:
+            seen.add(form)
             repositories[request] = repository
     return repositories

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from diptych.models.projection import Projection
+from diptych.models.projection import Projection, computed_rows
 
 
 class ImageEncoder(nn.Module):
@@ -27,6 +27,8 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.channels_last = channels_last
         self.size_px = size_px
+        # Convolutions can; some transformers reshape in a way that needs a row. The exporter finds out.
+        self.computes_zero_rows = True
         self.backbone = backbone
         self.projection = projection
         self.mean = nn.Buffer(torch.tensor(mean).reshape(1, 3, 1, 1) * 255, persistent=False)
@@ -52,8 +54,8 @@ class ImageEncoder(nn.Module):
         returns        (B, 512) float32
         """
         present = image_present.reshape(-1)
-        rows = present.nonzero().squeeze(1)
-        if rows.numel() == 0:
+        rows = computed_rows(present, at_least_one=not self.computes_zero_rows)
+        if self.training and rows.numel() == 0:  # batch norms cannot train on nothing
             return self.projection(self.mean.new_zeros((0, self.projection.embedding_dim)), present)
         pixel_values = pixel_values[:, :, : self.size_px, : self.size_px]
         return self.projection(self.embed(pixel_values.index_select(0, rows)), present)

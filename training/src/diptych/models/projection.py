@@ -26,10 +26,22 @@ class Projection(nn.Module):
     def forward(self, embeddings: Tensor, present: Tensor) -> Tensor:
         """Scatter P projected rows among the B rows of the batch.
 
-        embeddings  (P, D) float32, the rows where `present`, in order
+        embeddings  (P, D) float32, the rows where `present`, in order; more rows are left out
         present     (B,) bool
         returns     (B, 512) float32
         """
-        projected = self.layers(embeddings)
+        rows = present.nonzero().squeeze(1)
+        projected = self.layers(embeddings[: rows.size(0)])
         features = self.absent.to(projected.dtype).expand(present.size(0), -1)
-        return features.index_copy(0, present.nonzero().squeeze(1), projected)
+        return features.index_copy(0, rows, projected)
+
+
+def computed_rows(present: Tensor, at_least_one: bool) -> Tensor:
+    """The rows that a backbone computes, without a branch that depends on data: OpenVINO converts none.
+
+    present       (B,) bool
+    at_least_one  the first row where none is present, for backbones that cannot compute zero rows
+    returns       (P,) int64
+    """
+    is_first = torch.arange(present.size(0), device=present.device) == 0
+    return (present | (is_first & ~present.any() & at_least_one)).nonzero().squeeze(1)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
 from diptych.config.sections import Pooling
-from diptych.models.projection import Projection
+from diptych.models.projection import Projection, computed_rows
 
 CLIP_TEXT = ("clip_text_model", "metaclip_2_text_model")
 SEE_PADDING = ("siglip_text_model", "siglip2_text_model")
@@ -94,7 +94,7 @@ class TextEncoder(nn.Module):
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(P, L) int64, (P, L) int64 -> (P, D) float32. Columns that every row pads are not computed."""
         positions = torch.arange(1, attention_mask.size(1) + 1, device=attention_mask.device)
-        longest = int((attention_mask * positions).max())
+        longest = int((attention_mask * positions).max().clamp(min=1))
         return self.backbone(input_ids[:, :longest], attention_mask[:, :longest])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, image_features: Tensor) -> Tensor:
@@ -110,9 +110,10 @@ class TextEncoder(nn.Module):
         input_ids = input_ids[:, :length].clamp(0, self.vocabulary_size - 1)
         attention_mask = (attention_mask[:, :length] > 0).to(torch.int64)
         present = attention_mask.sum(1) > 0
-        rows = present.nonzero().squeeze(1)
-        if rows.numel() == 0:
-            return self.projection(image_features.new_zeros((0, self.projection.embedding_dim)), present)
+        # A transformer reshapes in a way that needs a row and a column: where no row has a text, it computes
+        # one token of the first row, and the projection leaves the result out.
+        input_ids, attention_mask = F.pad(input_ids, (0, 1)), F.pad(attention_mask, (0, 1))
+        rows = computed_rows(present, at_least_one=True)
         embeddings = self.embed(input_ids.index_select(0, rows), attention_mask.index_select(0, rows))
         return self.projection(embeddings, present)
 

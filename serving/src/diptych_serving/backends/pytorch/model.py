@@ -2,21 +2,23 @@
 
 Triton runs this file with its Python stub for every model whose config says `backend: "pytorch"`. It follows
 the native LibTorch backend's rules for names and its parameters, so that one repository loads in both.
-It knows Triton and TorchScript; it must know nothing about Diptych's models.
+Where the config says `CPU_RUNTIME: "openvino"` and the version's directory says that the export has compared
+the answers, it runs the graph in OpenVINO on a CPU. Native backends ignore both.
+It knows Triton, TorchScript and OpenVINO; it must know nothing about Diptych's models.
 """
 
 import importlib.util
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 import triton_python_backend_utils as pb_utils
 
 DEFAULT_FILE = "model.pt"
-METERING = Path(__file__).resolve().parents[2] / "metering.py"
+OUR_PACKAGE = Path(__file__).resolve().parents[2]
 
 
 class TritonPythonModel:
@@ -30,22 +32,23 @@ class TritonPythonModel:
         if not path.is_file():
             raise FileNotFoundError(f"{args['model_version']}/{file} is not there")
 
-        self._no_grad = apply_parameters({k: v["string_value"] for k, v in config["parameters"].items()})
-        on_gpu = args["model_instance_kind"] == "GPU"
-        self._device = torch.device(f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
-        with warnings.catch_warnings():
-            # TorchScript is deprecated, and still what the native backend loads.
-            warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
-            self._module = torch.jit.load(str(path), map_location=self._device)
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        device = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
+        self._graph = None
+        if device == "cpu" and parameters.get("CPU_RUNTIME", "").lower() == "openvino":
+            self._graph = self._load_openvino(path, config["input"], parameters, args["model_instance_name"])
+        if self._graph is None:
+            self._graph = TorchScript(path, device, parameters)
 
-        arguments = [argument.name for argument in self._module.forward.schema.arguments[1:]]
-        self._inputs = order_inputs([tensor["name"] for tensor in config["input"]], arguments)
+        self._inputs = order_inputs([tensor["name"] for tensor in config["input"]], self._graph.inputs)
         self._outputs = order_outputs([tensor["name"] for tensor in config["output"]])
         self._dtypes = {
             tensor["name"]: np.dtype(pb_utils.triton_string_to_numpy(tensor["data_type"]))
             for tensor in config["output"]
         }
-        self._meter = import_file(METERING).Meter(pb_utils, args)  # says that this process is alive
+        self._meter = import_file(OUR_PACKAGE / "metering.py").Meter(
+            pb_utils, args
+        )  # says that this process is alive
 
     def execute(self, requests):
         """Answer every request; never raise, for that would show a traceback to strangers."""
@@ -58,6 +61,30 @@ class TritonPythonModel:
 
     def finalize(self):
         self._meter.stop()
+
+    def _load_openvino(self, path, inputs, parameters, instance):
+        """The graph in OpenVINO. None where the export has not compared it, or where it cannot run."""
+        runtime = import_file(OUR_PACKAGE / "openvino_runtime.py")
+        compared = path.with_name(runtime.VERSION_FILE)
+        if not compared.is_file():
+            return None
+        is_first = instance.endswith("_0")  # one line for a model, not one for each instance
+        cache = os.environ.get(runtime.CACHE_ENV)
+        try:
+            graph = runtime.load_graph(
+                path,
+                inputs,
+                precision=json.loads(compared.read_text("utf-8"))["precision"],
+                num_threads=int(parameters.get("INTRA_OP_THREAD_COUNT", 1)),
+                cache=Path(cache) if cache else None,
+            )
+        except runtime.Unavailable as error:
+            if is_first:
+                pb_utils.Logger.log_warn(f"{self._name}: runs in TorchScript instead of OpenVINO: {error}")
+            return None
+        if is_first:
+            pb_utils.Logger.log_info(f"{self._name}: runs in OpenVINO {graph.version}, {graph.precision}")
+        return graph
 
     def _answer_or_fail(self, requests):
         try:
@@ -74,9 +101,7 @@ class TritonPythonModel:
         """Run all rows of all requests as one batch, then deal the rows out again."""
         columns = [[array_of(request, name) for request in requests] for name in self._inputs]
         num_rows = [len(array) for array in columns[0]]
-        batch = [torch.from_numpy(join(arrays)).to(self._device) for arrays in columns]
-        with self._no_grad():
-            results = self._module(*batch)
+        results = self._graph(*(join(arrays) for arrays in columns))
         arrays = self._to_arrays(results, sum(num_rows))
 
         ends = np.cumsum(num_rows)
@@ -88,13 +113,11 @@ class TritonPythonModel:
         ]
 
     def _to_arrays(self, results, num_rows):
-        """The module's results by output name, checked against the config as the native backend does."""
-        results = list(results) if isinstance(results, (tuple, list)) else [results]
+        """The graph's results by output name, checked against the config as the native backend does."""
         if len(results) != len(self._outputs):
             raise ValueError(f"forward gave {len(results)} tensors, config.pbtxt names {len(self._outputs)}")
         arrays = {}
-        for name, result in zip(self._outputs, results, strict=True):
-            array = result.detach().contiguous().cpu().numpy()
+        for name, array in zip(self._outputs, results, strict=True):
             if array.dtype != self._dtypes[name] or len(array) != num_rows:
                 raise ValueError(
                     f"forward gave {name} as {array.dtype} with {len(array)} rows; "
@@ -104,21 +127,37 @@ class TritonPythonModel:
         return arrays
 
 
-def apply_parameters(parameters):
-    """Set this process up as the native backend's parameters say; return the autograd guard to run under."""
-    # One thread per instance, where the native default is all cores: instances are processes here, and
-    # two-threaded ones on two cores gave 18 requests/s where one-threaded ones gave 92.
-    torch.set_num_threads(int(parameters.get("INTRA_OP_THREAD_COUNT", 1)))
-    torch.set_num_interop_threads(int(parameters.get("INTER_OP_THREAD_COUNT", 1)))
+class TorchScript:
+    """A TorchScript file with the native backend's parameters; torch is imported when one is loaded."""
 
-    def is_on(key, default):
-        return parameters.get(key, default).lower() == "true"
+    def __init__(self, path, device, parameters):
+        import torch
 
-    torch._C._jit_set_profiling_executor(is_on("ENABLE_JIT_EXECUTOR", "true"))
-    torch._C._jit_set_profiling_mode(is_on("ENABLE_JIT_PROFILING", "true"))
-    torch._C._set_graph_executor_optimize(not is_on("DISABLE_OPTIMIZED_EXECUTION", "false"))
-    torch.backends.cudnn.enabled = not is_on("DISABLE_CUDNN", "false")
-    return torch.inference_mode if is_on("INFERENCE_MODE", "true") else torch.no_grad
+        def is_on(key, default):
+            return parameters.get(key, default).lower() == "true"
+
+        # One thread per instance, where the native default is all cores: instances are processes here, and
+        # two-threaded ones on two cores gave 18 requests/s where one-threaded ones gave 92.
+        torch.set_num_threads(int(parameters.get("INTRA_OP_THREAD_COUNT", 1)))
+        torch.set_num_interop_threads(int(parameters.get("INTER_OP_THREAD_COUNT", 1)))
+        torch._C._jit_set_profiling_executor(is_on("ENABLE_JIT_EXECUTOR", "true"))
+        torch._C._jit_set_profiling_mode(is_on("ENABLE_JIT_PROFILING", "true"))
+        torch._C._set_graph_executor_optimize(not is_on("DISABLE_OPTIMIZED_EXECUTION", "false"))
+        torch.backends.cudnn.enabled = not is_on("DISABLE_CUDNN", "false")
+        self._no_grad = torch.inference_mode if is_on("INFERENCE_MODE", "true") else torch.no_grad
+        self._from_numpy, self._device = torch.from_numpy, torch.device(device)
+        with warnings.catch_warnings():
+            # TorchScript is deprecated, and still what the native backend loads.
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+            self._module = torch.jit.load(str(path), map_location=self._device)
+        self.inputs = [argument.name for argument in self._module.forward.schema.arguments[1:]]
+
+    def __call__(self, *arrays):
+        """The outputs in order, as arrays."""
+        with self._no_grad():
+            results = self._module(*(self._from_numpy(array).to(self._device) for array in arrays))
+        results = list(results) if isinstance(results, (tuple, list)) else [results]
+        return [result.detach().contiguous().cpu().numpy() for result in results]
 
 
 def order_inputs(names, arguments):
