@@ -9,7 +9,6 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from tests.helpers.raw_wire import Item, ask_over_grpc, grpc_channel
 
 from diptych.export.export import export
 from diptych.export.precision import Precision, choose_precision, choose_runtime
@@ -18,6 +17,7 @@ from diptych_serving.errors import UserError
 from diptych_serving.openvino_runtime import VERSION_FILE, Unavailable, load_graph
 from diptych_serving.server import Server, ServerConfig
 from diptych_serving.server.installation import find_installation
+from tests.helpers.raw_wire import Item, ask_over_grpc, grpc_channel
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'diptych-serving[openvino]'")
 PARTS = ("image_encoder", "text_encoder", "fusion_head")

@@ -88,7 +88,8 @@ class Judgement:
         else:
             accuracy = (
                 f"accuracy {self.eager_accuracy:.1%} -> {self.accuracy:.1%} on {self.num_labelled:,} items "
-                f"({self.num_lost} lost, {self.num_gained} gained)"
+                f"({self.num_lost} lost, {self.num_gained} gained; changed labels cost at most "
+                f"{100 * self.expected_drop_bound:.2f} points by their margins)"
             )
         return (
             f"{self.form} in {self.precision}: {accuracy}, same label {self.label_agreement:.1%}, "
