@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[2] / "model_repository"
 MODELS = ["classifier", "fusion_head", "image_encoder", "preprocess", "tally", "text_encoder"]
 TORCHSCRIPT = ["fusion_head", "image_encoder", "text_encoder"]
 # What the native LibTorch backend of 24.10 to 26.06 reads; others it would ignore without a word.
-NATIVE_PARAMETERS = {"ENABLE_JIT_PROFILING", "INTRA_OP_THREAD_COUNT", "ENABLE_WEIGHT_SHARING"}
+PARAMETERS = {"ENABLE_JIT_PROFILING", "INTRA_OP_THREAD_COUNT", "ENABLE_WEIGHT_SHARING", "CPU_RUNTIME"}
 
 
 def read_config(model: str) -> ModelConfig:
@@ -76,7 +76,7 @@ def test_both_inputs_of_the_public_contract_are_optional_bytes():
 def test_a_torchscript_config_loads_unchanged_in_the_native_backend(model):
     config = read_config(model)
     assert (config.backend, config.runtime, config.default_model_filename) == ("pytorch", "", "model.pt")
-    assert set(config.parameters) == NATIVE_PARAMETERS
+    assert set(config.parameters) == PARAMETERS
     assert not any(tensor.optional for tensor in config.input)
 
 

@@ -133,15 +133,18 @@ def _convert(openvino: Any, model_file: Path, inputs: Sequence[Mapping[str, Any]
         module = torch.jit.load(str(model_file), map_location="cpu")
         decoder = TorchScriptPythonDecoder(module)  # the frontend holds no reference of its own
         frontend = FrontEndManager().load_by_framework("pytorch")
-        model = frontend.convert(frontend.load(decoder))
-    arguments = [argument.name for argument in module.forward.schema.arguments[1:]]
-    by_name = {each["name"]: each for each in inputs}
-    if set(arguments) != set(by_name) or len(model.inputs) != len(arguments):
-        raise Unavailable(f"the config names {sorted(by_name)} and the graph takes {arguments}")
+        loaded = frontend.load(decoder)
+        arguments = [argument.name for argument in module.forward.schema.arguments[1:]]
+        by_name = {each["name"]: each for each in inputs}
+        if set(arguments) != set(by_name):
+            raise Unavailable(f"the config names {sorted(by_name)} and the graph takes {arguments}")
+        # Known before the conversion: some operators need the rank of what they are given.
+        for place, name in zip(loaded.get_inputs(), arguments, strict=True):
+            dims = [-1, *(int(dim) for dim in by_name[name]["dims"])]
+            loaded.set_partial_shape(place, openvino.PartialShape(dims))
+            loaded.set_element_type(place, getattr(openvino.Type, _type_name(by_name[name]["data_type"])))
+        model = frontend.convert(loaded)
     for tensor, name in zip(model.inputs, arguments, strict=True):
-        node, config = tensor.get_node(), by_name[name]
-        node.set_element_type(getattr(openvino.Type, _type_name(config["data_type"])))
-        node.set_partial_shape(openvino.PartialShape([-1, *(int(dim) for dim in config["dims"])]))
         tensor.get_tensor().set_names({name})
     model.validate_nodes_and_infer_types()
     return model
