@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[2] / "model_repository"
 MODELS = ["classifier", "fusion_head", "image_encoder", "preprocess", "tally", "text_encoder"]
 TORCHSCRIPT = ["fusion_head", "image_encoder", "text_encoder"]
 # What the native LibTorch backend of 24.10 to 26.06 reads; others it would ignore without a word.
+# CPU_RUNTIME is ours: the Python-based backend reads it.
 PARAMETERS = {"ENABLE_JIT_PROFILING", "INTRA_OP_THREAD_COUNT", "ENABLE_WEIGHT_SHARING", "CPU_RUNTIME"}
 
 

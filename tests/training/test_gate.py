@@ -126,6 +126,6 @@ def test_the_line_for_a_person_says_what_was_lost_and_why_it_is_refused() -> Non
     line = str(dataclasses.replace(result, faults=result.faults[:1]))
     assert line == (
         "TorchScript in bf16: accuracy 100.0% -> 95.0% on 200 items (10 lost, 0 gained; changed labels cost "
-        "at most 6.03 points by their margins), same label 95.0%, mean shift 0.040: refused: accuracy falls by "
-        "5.0 points (at most 0.5)"
+        "at most 6.03 points by their margins), same label 95.0%, mean shift 0.040: refused: "
+        "accuracy falls by 5.0 points (at most 0.5)"
     )
