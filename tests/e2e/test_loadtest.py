@@ -27,7 +27,7 @@ from loadtest.__main__ import parse
 from tests.helpers.certificates import make_certificates
 
 ROOT = Path(__file__).parents[2]
-PAUSE_S = 1.0
+PAUSE_S = 0.7
 END_TIMEOUT_S = 120
 
 # Calls over both wires, one after the other: what was expected of each, what came of it.

@@ -75,7 +75,7 @@ def test_over_tls_with_the_key_a_version_is_shadowed_activated_and_taken_back(
 
 def states(listed: str) -> list[str]:
     """The second column of `release list`, by version."""
-    rows = [line for line in listed.splitlines() if " tiny " in line]
+    rows = [line for line in listed.splitlines() if " tiny_run " in line]
     return [re.split(r" +", row, maxsplit=3)[2] * ("serves" in row or "loaded" in row) for row in rows]
 
 

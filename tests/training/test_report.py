@@ -75,7 +75,7 @@ def test_ids_are_unique_across_figures(page: str) -> None:
 
 
 def test_two_evaluations_give_the_same_page(tiny_run: Run, tmp_path: Path, page: str) -> None:
-    run = copy_run(tiny_run, tmp_path / "tiny")
+    run = copy_run(tiny_run, tmp_path / tiny_run.directory.name)
     evaluate(run)
     again = (run.directory / "report.html").read_text("utf-8")
     assert again.split("<footer>", maxsplit=1)[0] == page.split("<footer>", maxsplit=1)[0]

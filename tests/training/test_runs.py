@@ -174,7 +174,7 @@ def test_a_number_that_is_not_json_is_never_written(tmp_path: Path) -> None:
         (["food", ""], "data.labels: found ''; a label is not empty"),
         (["food", "art "], "data.labels: found 'art '; a label is not empty and has no space at its ends"),
         (["food", "a\nb"], r"data.labels: found 'a\\nb'; a label has no line break"),
-        (["food"], "data.labels: found only 'food'; there is nothing to learn"),
+        (["food"], "data.labels: found only 'food'; training needs at least two labels"),
     ],
 )
 def test_labels_that_no_model_can_have_are_refused(labels: list[str], message: str) -> None:
