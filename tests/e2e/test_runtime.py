@@ -9,6 +9,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 
 from diptych.export.export import export
 from diptych.export.precision import Precision, choose_precision, choose_runtime
@@ -113,13 +114,13 @@ def test_a_converted_graph_is_kept_and_a_half_written_one_is_made_again(
         {"name": f"{name}_features", "data_type": "TYPE_FP32", "dims": ["512"]} for name in ("image", "text")
     ]
     file = repository / "fusion_head/1/model.pt"
-    graph = load_graph(file, inputs, precision="fp32", cache=tmp_path / "kept")
+    graph = load_graph(file, inputs, read_module=torch.jit.load, precision="fp32", cache=tmp_path / "kept")
     assert graph.inputs == ["image_features", "text_features"]
     names = sorted(path.suffix for path in (tmp_path / "kept").iterdir())
     assert names == [".bin", ".lock", ".xml"]
     (kept,) = (tmp_path / "kept").glob("*.bin")
     kept.unlink()
-    load_graph(file, inputs, precision="fp32", cache=tmp_path / "kept")
+    load_graph(file, inputs, read_module=torch.jit.load, precision="fp32", cache=tmp_path / "kept")
     assert kept.is_file()
 
 
@@ -127,7 +128,7 @@ def test_a_graph_that_openvino_does_not_take_is_refused_in_one_line(tmp_path: Pa
     broken = tmp_path / "model.pt"
     broken.write_bytes(b"no archive")
     with pytest.raises(Unavailable, match=r"^it does not take the graph: [^\n]+$"):
-        load_graph(broken, [], precision="fp32")
+        load_graph(broken, [], read_module=torch.jit.load, precision="fp32")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the code imports is declared, and what is declared is imported; the version has one home."""
+"""Each import is declared as a dependency, each dependency is imported, and one file holds the version."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Runs a TorchScript file in OpenVINO on a CPU. It knows neither Triton nor Diptych's models.
 
-The `pytorch` backend loads this file by its path, so it imports nothing else of ours. Converting needs torch.
-A converted graph is kept, and a process that finds it starts without torch.
+The `pytorch` backend loads this file by its path, so it imports nothing else of ours. Converting needs torch,
+which the caller has: it gives the function that reads the file. A converted graph is kept, and a process that
+finds it starts without torch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,21 +57,23 @@ def load_graph(
     model_file: Path,
     inputs: Sequence[Mapping[str, Any]],
     *,
+    read_module: Callable[[Path], Any],
     precision: str,
     num_threads: int = 1,
     cache: Path | None = None,
 ) -> OpenVinoGraph:
     """Convert a TorchScript file, or take what an earlier process converted, and compile it.
 
-    inputs     as a model's config lists them: name, data_type and dims without the batch dimension
-    precision  "fp32" or "bf16"
-    cache      a folder for converted graphs; None: keep nothing
-    raises     Unavailable
+    inputs       as a model's config lists them: name, data_type and dims without the batch dimension
+    read_module  reads a file with torch, for the CPU; called where the cache has no converted graph
+    precision    "fp32" or "bf16"
+    cache        a folder for converted graphs; None: keep nothing
+    raises       Unavailable
     """
     openvino = _import_openvino()
     try:
         core = openvino.Core()
-        model = _read_converted(openvino, core, model_file, inputs, cache)
+        model = _read_converted(openvino, core, model_file, inputs, read_module, cache)
         options = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
             "INFERENCE_NUM_THREADS": num_threads,
@@ -102,11 +105,16 @@ def _import_openvino() -> Any:
 
 
 def _read_converted(
-    openvino: Any, core: Any, model_file: Path, inputs: Sequence[Mapping[str, Any]], cache: Path | None
+    openvino: Any,
+    core: Any,
+    model_file: Path,
+    inputs: Sequence[Mapping[str, Any]],
+    read_module: Callable[[Path], Any],
+    cache: Path | None,
 ) -> Any:
     """The graph. From the cache its constants are mapped from the file, so that instances share them."""
     if cache is None:
-        return _convert(openvino, model_file, inputs)
+        return _convert(openvino, model_file, inputs, read_module)
     shapes = [(each["name"], each["data_type"], [int(dim) for dim in each["dims"]]) for each in inputs]
     content = hashlib.sha256(model_file.read_bytes())
     content.update(repr((openvino.__version__, shapes)).encode())
@@ -114,23 +122,27 @@ def _read_converted(
     try:
         with _one_process(file.with_suffix(".lock")):
             if not (file.is_file() and file.with_suffix(".bin").is_file()):
-                _write(openvino, _convert(openvino, model_file, inputs), file)
+                _write(openvino, _convert(openvino, model_file, inputs, read_module), file)
             else:
                 os.utime(file)
                 os.utime(file.with_suffix(".bin"))
             return core.read_model(file)
     except OSError:  # a folder that cannot be written: convert at each start
-        return _convert(openvino, model_file, inputs)
+        return _convert(openvino, model_file, inputs, read_module)
 
 
-def _convert(openvino: Any, model_file: Path, inputs: Sequence[Mapping[str, Any]]) -> Any:
-    import torch
+def _convert(
+    openvino: Any,
+    model_file: Path,
+    inputs: Sequence[Mapping[str, Any]],
+    read_module: Callable[[Path], Any],
+) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated, and OpenVINO uses what torch deprecates
-        module = torch.jit.load(str(model_file), map_location="cpu")
+        module = read_module(model_file)
         decoder = TorchScriptPythonDecoder(module)  # the frontend holds no reference of its own
         frontend = FrontEndManager().load_by_framework("pytorch")
         loaded = frontend.load(decoder)

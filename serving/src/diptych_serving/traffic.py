@@ -158,7 +158,7 @@ class ClosedLoop(Generic[T]):
             self._are_ready.abort()
 
     def _call(self, send: Send[T]) -> bool:
-        """Make one. Returns whether the caller goes on."""
+        """Make one call. Returns whether the caller makes another."""
         with self._lock:
             number = self.num_begun
             if number == self._num_calls:

@@ -19,7 +19,7 @@ ASK_EVERY_S = 5.0
 
 
 class Watch:
-    """A context manager: inside the `with`, a thread watches a server. `fault` is what it has found."""
+    """A context manager: inside the `with`, a thread watches a server. `fault` names the first fault."""
 
     def __init__(self, vitals: Vitals, ask_every_s: float = ASK_EVERY_S) -> None:
         self.fault: str | None = None

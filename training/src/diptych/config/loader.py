@@ -93,7 +93,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     )
     if config.pair is None or config.image.mean is not None:
         return config
-    from diptych.models.pairs import resolve_pair  # it takes seconds to load, and few configs need it
+    from diptych.config.pair import resolve_pair  # it takes seconds to load, and few configs need it
 
     image, text = resolve_pair(config.pair, config.image, config.text)
     return dataclasses.replace(config, image=image, text=text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,7 @@ def openvino_parts(directories: Mapping[str, Path], precision: Precision, num_th
         graph = load_graph(
             directories[model] / TORCHSCRIPT_FILE,
             inputs,
+            read_module=partial(torch.jit.load, map_location="cpu"),
             precision=numbers,
             num_threads=num_threads,
             cache=cache_directory("openvino"),

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from diptych.config.sections import ImageConfig
 from diptych.models.image_encoder import ImageEncoder
-from diptych.models.pretrained import can_connect, cannot_load, hub_or_its_cache, package
 from diptych.models.projection import Projection
 from diptych.models.transformers_image import (
     TransformersImageBackbone,
@@ -29,6 +28,7 @@ from diptych.models.transformers_image import (
     read_architecture,
 )
 from diptych.models.weights_files import find_weights, read_weights, without_prefix
+from diptych.pretrained import can_connect, cannot_load, hub_or_its_cache, package
 from diptych_serving.errors import UserError
 
 # With their own weights these two normalise once more, to mean and deviation 0.5; we do it once.

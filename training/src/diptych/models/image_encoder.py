@@ -55,7 +55,9 @@ class ImageEncoder(nn.Module):
         """
         present = image_present.reshape(-1)
         rows = computed_rows(present, at_least_one=not self.computes_zero_rows)
-        if self.training and rows.numel() == 0:  # batch norms cannot train on nothing
+        # Exported graphs have no branch that depends on data. In Python the branch is free, and neither batch
+        # norms in training nor every transformer can compute zero rows.
+        if not torch.jit.is_scripting() and rows.numel() == 0:
             return self.projection(self.mean.new_zeros((0, self.projection.embedding_dim)), present)
         pixel_values = pixel_values[:, :, : self.size_px, : self.size_px]
         return self.projection(self.embed(pixel_values.index_select(0, rows)), present)

@@ -22,10 +22,10 @@ from transformers.modeling_utils import AttentionInterface
 
 from diptych.config.sections import Pooling, TextConfig
 from diptych.models.fidelity import require_fidelity
-from diptych.models.pretrained import LOADING_ERRORS, cannot_load, damage_of, file_of, hub_is_reachable
 from diptych.models.projection import Projection
 from diptych.models.text_encoder import CLIP_TEXT, SEE_PADDING, PooledBackbone, TextEncoder
 from diptych.models.text_tokenizers import text_source, tokenizer_json
+from diptych.pretrained import LOADING_ERRORS, cannot_load, damage_of, file_of, hub_is_reachable
 from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import PreprocessingSpec, Preprocessor
 

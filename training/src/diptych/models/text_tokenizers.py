@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from diptych.config.sections import TextConfig
-from diptych.models.pretrained import LOADING_ERRORS, cannot_load, file_of, hub_is_reachable, package
+from diptych.pretrained import LOADING_ERRORS, cannot_load, file_of, hub_is_reachable, package
 from diptych_serving.errors import UserError
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diptych.models.pretrained import damage_of
+from diptych.pretrained import damage_of
 from diptych_serving.errors import UserError
 
 ACCEPTED = "accepted: a .safetensors file, a state dict or checkpoint of torch.save, or a directory with one"

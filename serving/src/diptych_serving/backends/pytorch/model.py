@@ -74,6 +74,7 @@ class TritonPythonModel:
             graph = runtime.load_graph(
                 path,
                 inputs,
+                read_module=read_torchscript,
                 precision=json.loads(compared.read_text("utf-8"))["precision"],
                 num_threads=int(parameters.get("INTRA_OP_THREAD_COUNT", 1)),
                 cache=Path(cache) if cache else None,
@@ -146,10 +147,7 @@ class TorchScript:
         torch.backends.cudnn.enabled = not is_on("DISABLE_CUDNN", "false")
         self._no_grad = torch.inference_mode if is_on("INFERENCE_MODE", "true") else torch.no_grad
         self._from_numpy, self._device = torch.from_numpy, torch.device(device)
-        with warnings.catch_warnings():
-            # TorchScript is deprecated, and still what the native backend loads.
-            warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
-            self._module = torch.jit.load(str(path), map_location=self._device)
+        self._module = read_torchscript(path, self._device)
         self.inputs = [argument.name for argument in self._module.forward.schema.arguments[1:]]
 
     def __call__(self, *arrays):
@@ -189,6 +187,15 @@ def group_by_shape(requests, names):
         shapes = tuple(tuple(array_of(request, name).shape[1:]) for name in names)
         groups.setdefault(shapes, []).append(index)
     return list(groups.values())
+
+
+def read_torchscript(path, device="cpu"):
+    import torch
+
+    with warnings.catch_warnings():
+        # TorchScript is deprecated, and still what the native backend loads.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")
+        return torch.jit.load(str(path), map_location=device)
 
 
 def import_file(path):
