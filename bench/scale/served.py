@@ -21,7 +21,7 @@ FRONT = "tritonserver"
 
 @contextlib.contextmanager
 def on_cores(cores: set[int]) -> Iterator[None]:
-    """Processes that are started inside the `with` stay on these cores. The caller gets its own cores back."""
+    """Processes that are started inside the `with` stay on these cores. The caller gets its own back."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:

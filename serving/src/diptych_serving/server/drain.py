@@ -27,9 +27,9 @@ CALL_TIMEOUT_S = 5.0
 POLL_S = 0.1
 # Triton stops counting a request when its answer is complete; the front end must still send it.
 FLUSH_S = 0.5
-# 2.51.0 keeps some requests of vanished callers forever, so the count may never reach zero. If a server
-# finishes nothing for this time, nobody waits for the rest, or it hangs. One batch of a large model on a
-# slow CPU takes about a second.
+# 2.51.0 keeps some requests of vanished callers forever, so the count may never reach zero. If no request
+# ends for this time, the rest belong to vanished callers, or the server hangs. One batch of a large model on
+# a slow CPU takes about a second.
 STILL_S = 10.0
 # States of the index besides READY, UNAVAILABLE and LOADING.
 HELD_STATES = ("READY", "UNLOADING")
