@@ -67,7 +67,8 @@ FAULT_TESTS := tests/faults
 # Many tests wait for servers, so two files at a time take about half as long, on two cores too.
 # One thread each: with more, the two processes' threads wait for one another.
 TEST_WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
+# A process of pytest that crashes fails its test and is not replaced: with a new one, the run would never end.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --max-worker-restart 0
 
 check: lint ## ruff, mypy, and the fast tests: neither torch nor a server
 	@$(PYTEST) $(FAST_TESTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -122,6 +123,33 @@ def test_a_converted_graph_is_kept_and_a_half_written_one_is_made_again(
     kept.unlink()
     load_graph(file, inputs, read_module=torch.jit.load, precision="fp32", cache=tmp_path / "kept")
     assert kept.is_file()
+
+
+LOAD_TWO_THEN_SIGNAL = """
+import signal, sys
+from pathlib import Path
+from diptych_serving.openvino_runtime import load_graph
+
+names = ("image_features", "text_features")
+inputs = [{"name": name, "data_type": "TYPE_FP32", "dims": ["512"]} for name in names]
+
+def load():
+    from torch import jit
+    return load_graph(Path(sys.argv[1]), inputs, read_module=jit.load, precision="fp32")
+
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+first, second = load(), load()
+del first
+del second
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_a_process_handles_signals_after_its_graphs_are_gone(repository: Path) -> None:
+    """Data loaders cause SIGCHLD, and users press Ctrl-C. In a process of its own, because it may crash."""
+    command = [sys.executable, "-c", LOAD_TWO_THEN_SIGNAL, str(repository / "fusion_head/1/model.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_a_graph_that_openvino_does_not_take_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -27,8 +27,13 @@ def write_catalogue(path: Path, rows: Sequence[tuple[str, str, str]]) -> Path:
     return path
 
 
-def make_catalogue(directory: Path, num_items: int, first_seed: int = 0) -> Path:
-    """Items of three categories; every seventh lacks its image, every eighth its text."""
+def make_catalogue(
+    directory: Path, num_items: int, first_seed: int = 0, wrong_every: int | None = None
+) -> Path:
+    """Items of three categories; every seventh lacks its image, every eighth its text.
+
+    wrong_every  each item whose seed it divides has another's category
+    """
     directory.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in range(first_seed, first_seed + num_items):
@@ -37,5 +42,6 @@ def make_catalogue(directory: Path, num_items: int, first_seed: int = 0) -> Path
         image = f"{seed}.png"
         write_picture(directory / image, category, seed)
         text = f"a {words[seed % 4]} and a {words[(seed + 1) % 4]} number {seed}"
-        rows.append((image if seed % 7 else "", text if seed % 8 or not seed % 7 else "", category))
+        given = sorted(COLOURS)[(seed + 1) % 3] if wrong_every and seed % wrong_every == 0 else category
+        rows.append((image if seed % 7 else "", text if seed % 8 or not seed % 7 else "", given))
     return write_catalogue(directory / "items.csv", rows)

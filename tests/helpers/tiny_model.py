@@ -63,7 +63,8 @@ def write_tiny_config(root: Path) -> None:
     """tiny.toml: timm's smallest test network and the BERT above. Training takes seconds."""
     root.mkdir()
     train_csv = make_catalogue(root / "train", 84)
-    val_csv = make_catalogue(root / "val", 36, first_seed=1000)
+    # Without a mistake here, the temperature would end at its bound, and all answers would be near 0 and 1.
+    val_csv = make_catalogue(root / "val", 36, first_seed=1000, wrong_every=5)
     test_csv = make_catalogue(root / "test", 36, first_seed=2000)
     (root / "tiny.toml").write_text(
         f"""

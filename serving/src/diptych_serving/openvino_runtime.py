@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import sys
@@ -72,7 +73,7 @@ def load_graph(
     """
     openvino = _import_openvino()
     try:
-        core = openvino.Core()
+        core = _core(openvino)
         model = _read_converted(openvino, core, model_file, inputs, read_module, cache)
         options = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
@@ -102,6 +103,16 @@ def _import_openvino() -> Any:
     except ImportError as error:
         raise Unavailable(f"it is not installed ({error}); pip install 'diptych-serving[openvino]'") from None
     return openvino
+
+
+@functools.cache
+def _core(openvino: Any) -> Any:
+    """One for the life of the process.
+
+    A core's CPU plugin gives its thread an alternate signal stack, until it is destroyed. Several that end in
+    another order than the reverse leave a freed stack in use, and the next signal kills the process.
+    """
+    return openvino.Core()
 
 
 def _read_converted(
