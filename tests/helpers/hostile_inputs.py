@@ -69,7 +69,9 @@ def black_png(width: int, height: int) -> bytes:
 def odd_items() -> list[OddItem]:
     leaf = draw_leaf()
     photo = encode(leaf, "JPEG", quality=95)
-    decoded = Image.open(io.BytesIO(photo)).convert("RGB")
+    # As large as the tiny model wants it. An image that is turned after it was resized differs by levels.
+    small = leaf.resize((64, 64))
+    upright = Image.open(io.BytesIO(encode(small, "JPEG", quality=95)))
     deep = np.linspace(0, 65535, 90 * 60).astype(np.uint16).reshape(60, 90)
     return [
         _cmyk_jpeg(leaf),
@@ -81,8 +83,8 @@ def odd_items() -> list[OddItem]:
         _palette_with_transparency(leaf),
         OddItem(
             name="photo rotated by EXIF",
-            image=encode(leaf, "JPEG", quality=95, exif=exif(TURNED_LEFT)),
-            plain_image=encode(decoded.transpose(Image.Transpose.ROTATE_270)),
+            image=encode(small, "JPEG", quality=95, exif=exif(TURNED_LEFT)),
+            plain_image=encode(upright.transpose(Image.Transpose.ROTATE_270)),
         ),
         OddItem(
             name="WebP with damaged EXIF",
