@@ -21,7 +21,7 @@ export DIPTYCH_TAG ?= $(shell cat VERSION)
 PROFILE ?= $(if $(wildcard /dev/nvidiactl),gpu,cpu)
 COMPOSE := docker compose --file docker/compose.yaml
 
-.PHONY: help setup demo check check-client check-training test test-faults test-all lint format serve loadtest bench bench-gpu overhead \
+.PHONY: help setup demo check fast check-client check-training test test-faults test-all lint format serve loadtest bench bench-gpu overhead \
 	lint-kubernetes kubernetes-rules images up down prove-images clean
 
 help: ## list the targets
@@ -64,23 +64,28 @@ demo: $(EXPORTED) ## the main job on real data: train, evaluate, export, serve, 
 # kills and overloads one, fills disks and starts containers, which takes long; the rest loads torch.
 FAST_TESTS := tests/client tests/serving tests/loadtest tests/docker tests/docs
 FAULT_TESTS := tests/faults
-# Many tests wait for servers, so two files at a time take about half as long, on two cores too.
-# One thread each: with more, the two processes' threads wait for one another.
-TEST_WORKERS ?= 2
+# Many tests wait for servers or for a deadline, so two cores have work for three files at a time, and for four of
+# the fast ones; faults overload a server, so two. One thread each: with more, the processes' threads wait for one
+# another.
+TEST_WORKERS ?= 3
 # A process of pytest that crashes fails its test and is not replaced: with a new one, the run would never end.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --max-worker-restart 0
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --max-worker-restart 0
 
-check: lint ## ruff, mypy, and the fast tests: neither torch nor a server
-	@$(PYTEST) $(FAST_TESTS)
+check: $(SETUP) ## the linters beside the fast tests: neither torch nor a server
+	@$(MAKE) --no-print-directory --jobs 2 lint fast
+
+fast: TEST_WORKERS = 4
+fast:
+	@$(PYTEST) --quiet $(FAST_TESTS)
 
 test: $(SETUP) ## all tests but the faults; they load torch and start the real tritonserver
 	@$(PYTEST) --ignore $(FAULT_TESTS)
 
+test-faults: TEST_WORKERS = 2
 test-faults: $(SETUP) ## the tests that kill, overload and contain servers: long
 	@$(PYTEST) $(FAULT_TESTS)
 
-test-all: $(SETUP) ## all tests
-	@$(PYTEST)
+test-all: test test-faults ## all tests
 
 # The client promises more Pythons and NumPys than the rest. Its tests need no server, no torch and no other package here.
 CLIENT_CHECK = build/client-check-$(notdir $(PYTHON))
@@ -102,7 +107,7 @@ lint: $(SETUP) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/mypy --strict -p diptych_client
+	@$(BIN)/mypy --strict --cache-dir .mypy_cache/strict -p diptych_client
 	@$(BIN)/lint-imports --no-logo --no-cache > /dev/null || $(BIN)/lint-imports --no-logo --no-cache
 
 format: $(SETUP) ## let ruff rewrite what it can
