@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import pyarrow as pa
@@ -83,7 +85,8 @@ def test_embedding_keeps_what_it_has_when_it_is_interrupted(
     tiny_run: Run, items: list[Item], cache_root: Path
 ) -> None:
     with_images = [item for item in items if item.image]
-    many = (with_images * 30)[: 2 * ITEMS_OF_A_PART + 40]
+    count = 2 * ITEMS_OF_A_PART + 40
+    many = [dataclasses.replace(item, text=str(i)) for i, item in zip(range(count), cycle(with_images))]
     model: Classifier = load_run(tiny_run.directory).model
     counting = Interrupted(model.image_encoder.backbone, batches=ITEMS_OF_A_PART // 32 + 3)
     model.image_encoder.backbone = counting
@@ -96,9 +99,24 @@ def test_embedding_keeps_what_it_has_when_it_is_interrupted(
     counting.left, counting.num_items = None, 0
     embeddings = embed_many()
     assert counting.num_items == len(many) - ITEMS_OF_A_PART
-    assert len(list((cache_root / "embeddings").iterdir())) == 1
     period = len(with_images)
     assert torch.allclose(embeddings.image[:period], embeddings.image[10 * period : 11 * period], atol=1e-5)
+
+
+def test_splits_of_the_same_items_share_their_embeddings(
+    tiny_run: Run, items: list[Item], cache_root: Path
+) -> None:
+    model: Classifier = load_run(tiny_run.directory).model
+    counting = Interrupted(model.image_encoder.backbone, batches=None)
+    model.image_encoder.backbone = counting
+    whole = embed_items_once(model, items, tiny_run.preprocessor, title="items", num_workers=0)
+    counting.num_items = 0
+    order = [5, 2, 2, 20]
+    some = embed_items_once(
+        model, [items[row] for row in order], tiny_run.preprocessor, title="items", num_workers=0
+    )
+    assert counting.num_items == 0
+    assert is_same(some, whole.rows(torch.tensor(order)))
 
 
 def test_what_was_not_used_for_longest_goes_first(cache_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
