@@ -23,9 +23,11 @@ fail() {
 
 clean_up() { engine rm --force --time 5 "$probe" "$server" >/dev/null 2>&1 || true; }
 trap clean_up EXIT
+clean_up  # what an interrupted proof left
 
 build_serving() {
-    build --build-arg "TRITON_IMAGE=$triton" --build-arg "RCLONE_IMAGE=$rclone" --tag diptych-serving:proof --file docker/Dockerfile "$@" .
+    build --build-arg "TRITON_IMAGE=$triton" --build-arg "RCLONE_IMAGE=$rclone" --build-arg "PYTHON_IMAGE=$debian" \
+        --tag diptych-serving:proof --file docker/Dockerfile "$@" .
 }
 
 build_images() {
@@ -74,7 +76,7 @@ check_confinement() {
         ! command -v gcc cc c++ make' || fail "not as confined as it should be"
     client --entrypoint python3 diptych-serving:proof -c '
 import importlib.util as u, numpy, PIL, tokenizers
-assert not u.find_spec("torch") and not u.find_spec("typer") and not u.find_spec("diptych.train.train")
+assert not any(map(u.find_spec, ("torch", "typer", "diptych")))
 print("numpy", numpy.__version__, "pillow", PIL.__version__, "tokenizers", tokenizers.__version__)' || fail "packages"
 }
 
