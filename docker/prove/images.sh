@@ -21,9 +21,8 @@ fail() {
     exit 1
 }
 
-clean_up() { engine rm --force --time 5 "$probe" "$server" >/dev/null 2>&1 || true; }
+clean_up() { engine rm --force --ignore --time 5 "$probe" "$server" >/dev/null 2>&1 || true; }
 trap clean_up EXIT
-clean_up  # what an interrupted proof left
 
 build_serving() {
     build --build-arg "TRITON_IMAGE=$triton" --build-arg "RCLONE_IMAGE=$rclone" --build-arg "PYTHON_IMAGE=$debian" \

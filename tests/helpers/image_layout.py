@@ -29,7 +29,7 @@ def lay_out(dockerfile: Path, root: Path) -> None:
                 to /= Path(source).name
             to.parent.mkdir(parents=True, exist_ok=True)
             subprocess.run(["cp", "-rT", ROOT / source, to], check=True)
-    if "/mnt/wheels/*.whl" in dockerfile.read_text():
+    if "--target /opt/diptych /src/serving" in dockerfile.read_text():
         options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
         target = ["--target", root / "opt/diptych", root / "src/serving"]
         subprocess.run([sys.executable, "-m", "pip", "install", *options, *target], check=True)
