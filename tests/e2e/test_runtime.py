@@ -125,6 +125,24 @@ def test_a_converted_graph_is_kept_and_a_half_written_one_is_made_again(
     assert kept.is_file()
 
 
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_a_graphs_inputs_have_the_names_of_the_config(
+    repository: Path, tmp_path: Path, is_kept: bool
+) -> None:
+    inputs = [
+        {"name": "image_present", "data_type": "TYPE_BOOL", "dims": ["1"]},
+        {"name": "pixel_values", "data_type": "TYPE_UINT8", "dims": ["3", "-1", "-1"]},
+    ]
+    graph = load_graph(
+        repository / "image_encoder/1/model.pt",
+        inputs,
+        read_module=torch.jit.load,
+        precision="fp32",
+        cache=tmp_path if is_kept else None,
+    )
+    assert graph.inputs == ["pixel_values", "image_present"]  # in the order of forward's arguments
+
+
 LOAD_TWO_THEN_SIGNAL = """
 import signal, sys
 from pathlib import Path

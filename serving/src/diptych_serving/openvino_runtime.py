@@ -41,8 +41,8 @@ class OpenVinoGraph:
     version    OpenVINO's
     """
 
-    def __init__(self, compiled: Any, version: str) -> None:
-        self.inputs: list[str] = [tensor.get_any_name() for tensor in compiled.inputs]
+    def __init__(self, compiled: Any, inputs: list[str], version: str) -> None:
+        self.inputs = inputs
         self.precision = "bf16" if "bf" in str(compiled.get_property("INFERENCE_PRECISION_HINT")) else "fp32"
         self.version = version
         self._num_outputs = len(compiled.outputs)
@@ -83,9 +83,10 @@ def load_graph(
             # Each process would pin its thread to the same first core.
             "ENABLE_CPU_PINNING": False,
         }
-        return OpenVinoGraph(
-            core.compile_model(model, "CPU", options), openvino.__version__.partition("-")[0]
-        )
+        compiled = core.compile_model(model, "CPU", options)
+        known = {each["name"] for each in inputs}  # compiling adds names of its own
+        names = [next(iter(known & tensor.get_names())) for tensor in compiled.inputs]
+        return OpenVinoGraph(compiled, names, openvino.__version__.partition("-")[0])
     except Unavailable:
         raise
     except Exception as error:  # OpenVINO and TorchScript raise types of their own, without a common base
