@@ -11,25 +11,21 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import tritonclient.grpc as triton
-from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
+from bench.peers.artefacts import Artefacts
 from diptych_client import Client
-from diptych_serving import openvino_runtime
 from diptych_serving.errors import UserError
-from diptych_serving.preprocessing import Preprocessor
 from diptych_serving.progress import console
 from diptych_serving.repository.layout import ENSEMBLE, FUSION_HEAD, IMAGE_ENCODER, TEXT_ENCODER
 from diptych_serving.server import Server, ServerConfig
@@ -99,47 +95,23 @@ def _statistics(raw: triton.InferenceServerClient) -> Means:
 
 def _alone(repository: Path, image: bytes, num_calls: int) -> dict[str, float]:
     """The mean of each step but the last in this process, milliseconds."""
-    preprocessor = Preprocessor.load(repository / "preprocess/1")
-    batch = preprocessor.batch([(image, TEXT.encode())])
-    arrays: dict[str, NDArray[Any]] = {
-        "pixel_values": batch.pixel_values,
-        "image_present": batch.image_present,
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-    }
-    means_ms = {"preprocess": _mean_ms(lambda: preprocessor.batch([(image, TEXT.encode())]), num_calls)}
-    outputs = {IMAGE_ENCODER: "image_features", TEXT_ENCODER: "text_features", FUSION_HEAD: "probabilities"}
-    for name, output in outputs.items():
-        run = _load(repository / name / "1", arrays)
-        arrays[output] = run()
-        means_ms[name] = _mean_ms(run, num_calls)
-    return means_ms
-
-
-def _load(directory: Path, arrays: Mapping[str, NDArray[Any]]) -> Callable[[], NDArray[Any]]:
-    """A model's graph with its inputs, as the server runs it on a CPU."""
-    file, compared = directory / "model.pt", directory / openvino_runtime.VERSION_FILE
-    module = torch.jit.load(file, map_location="cpu").eval()
-    names = [argument.name for argument in module.forward.schema.arguments[1:]]
-    if compared.is_file():
-        inputs = [
-            {"name": n, "data_type": _triton_type(arrays[n]), "dims": arrays[n].shape[1:]} for n in names
-        ]
-        precision = json.loads(compared.read_text("utf-8"))["precision"]
-        graph = openvino_runtime.load_graph(file, inputs, read_module=lambda _: module, precision=precision)
-        return lambda: graph(*(arrays[name] for name in graph.inputs))[0]
-    tensors = [torch.from_numpy(arrays[name]) for name in names]
-
-    def run() -> NDArray[Any]:
-        with torch.inference_mode():
-            result: NDArray[Any] = module(*tensors).float().numpy()
-            return result
-
-    return run
-
-
-def _triton_type(array: NDArray[Any]) -> str:
-    return "TYPE_" + array.dtype.name.upper().replace("FLOAT", "FP")
+    artefacts = Artefacts(repository)
+    items = [(image, TEXT.encode())]
+    batch = artefacts.preprocessor.batch(items)
+    pixel_values, image_present, input_ids, attention_mask = map(
+        torch.from_numpy, (batch.pixel_values, batch.image_present, batch.input_ids, batch.attention_mask)
+    )
+    image_encoder, text_encoder, fusion_head = (artefacts.parts[name] for name in STEPS[1:4])
+    with torch.inference_mode():
+        image_features = image_encoder(pixel_values, image_present)
+        text_features = text_encoder(input_ids, attention_mask, image_features)
+        calls = {
+            "preprocess": lambda: artefacts.preprocessor.batch(items),
+            IMAGE_ENCODER: lambda: image_encoder(pixel_values, image_present),
+            TEXT_ENCODER: lambda: text_encoder(input_ids, attention_mask, image_features),
+            FUSION_HEAD: lambda: fusion_head(image_features, text_features),
+        }
+        return {name: _mean_ms(call, num_calls) for name, call in calls.items()}
 
 
 def _mean_ms(call: Callable[[], object], num_calls: int) -> float:

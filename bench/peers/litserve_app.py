@@ -1,6 +1,6 @@
 """LitServe with its dynamic batching, set up as its documentation advises: one worker a core, batches of 16.
 
-Usage: python -m bench.peers.litserve_app REPOSITORY PORT [DEVICE]
+Usage: python -m bench.peers.litserve_app REPOSITORY_OR_RUN PORT [DEVICE]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import litserve
 import torch
 
-from bench.peers.artefacts import Artefacts
+from bench.peers.artefacts import open_model
 
 MAX_BATCH_SIZE = 16
 BATCH_TIMEOUT_S = 0.005
@@ -23,13 +23,13 @@ BATCH_TIMEOUT_S = 0.005
 class ClassifierApi(litserve.LitAPI):
     """POST /predict with JSON: `image` in base64, `text`."""
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, directory: Path) -> None:
         super().__init__(max_batch_size=MAX_BATCH_SIZE, batch_timeout=BATCH_TIMEOUT_S)
-        self._repository = repository
+        self._directory = directory
 
     def setup(self, device: str) -> None:
         torch.set_num_threads(1)  # a worker is a process, and there is one for each core
-        self._artefacts = Artefacts(self._repository, torch.device(device))
+        self._model = open_model(self._directory, torch.device(device))
 
     def decode_request(self, request: dict[str, str]) -> tuple[bytes, bytes]:
         return base64.b64decode(request["image"]), request["text"].encode()
@@ -38,20 +38,20 @@ class ClassifierApi(litserve.LitAPI):
         return inputs
 
     def predict(self, items: list[tuple[bytes, bytes]]) -> list[list[float]]:
-        return self._artefacts.classify(items).tolist()
+        return self._model.classify(items).tolist()
 
     def unbatch(self, output: list[list[float]]) -> list[list[float]]:
         return output
 
     def encode_response(self, output: list[float]) -> dict[str, Any]:
-        return dict(zip(self._artefacts.labels, output, strict=True))
+        return dict(zip(self._model.labels, output, strict=True))
 
 
 def main() -> None:
-    repository, port, *device = sys.argv[1:]
+    directory, port, *device = sys.argv[1:]
     on_cpu = not device or device[0] == "cpu"
     server = litserve.LitServer(
-        ClassifierApi(Path(repository)),
+        ClassifierApi(Path(directory)),
         accelerator="cpu" if on_cpu else "cuda",
         workers_per_device=len(os.sched_getaffinity(0)) if on_cpu else 1,
     )

@@ -19,9 +19,16 @@ PANELS = {
 }
 
 
+def describe_noise(outcome: Outcome) -> str:
+    """Behind a title; empty on a quiet machine."""
+    if outcome.is_quiet:
+        return ""
+    return f", NOT QUIET: other processes used up to {max(outcome.others_load):.1f} cores"
+
+
 def plot_outcomes(outcomes: Mapping[str, Outcome], path: Path) -> None:
     """A row of panels a pair; each system under the load of its highest throughput."""
-    figure = Figure(figsize=(14, 3.2 * len(outcomes)), layout="constrained")
+    figure = Figure(figsize=(14, 3.6 * len(outcomes)), layout="constrained")
     grid = figure.subplots(len(outcomes), len(PANELS), squeeze=False)
     for row, (name, outcome) in zip(grid, outcomes.items(), strict=True):
         best = [outcome.best(system) for system in SYSTEMS]
@@ -43,7 +50,7 @@ def plot_outcomes(outcomes: Mapping[str, Outcome], path: Path) -> None:
             axes.set_axisbelow(True)
             if axes is not row[0]:
                 axes.set_yticklabels([])
-        row[0].set_title(name, loc="left")
+        row[0].set_title(name + describe_noise(outcome), loc="left")
     figure.savefig(path)
 
 

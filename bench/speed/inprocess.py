@@ -1,7 +1,7 @@
 """The two measurements without a server, each in processes of their own.
 
-article  the article's prediction path: eager fp32, one item at a time, text padded to 128 tokens, all threads
-ceiling  our preprocessing and the exported TorchScript in batches, one single-threaded process a core
+article  the article's prediction path: eager fp32, one item at a time, texts of 128 tokens, a thread a core
+ceiling  our preprocessing and the server's graphs, in batches, one single-threaded process a core
 Usage: python -m bench.speed.inprocess WHAT RUN_OR_REPOSITORY ITEMS DURATION_S BATCH_SIZE DEVICE
 """
 
@@ -23,6 +23,7 @@ import torch
 from bench.peers.artefacts import Artefacts
 from diptych.data.dataset import to_inputs
 from diptych.runs.run import load_run
+from diptych_serving.hardware import num_cores
 from diptych_serving.preprocessing import Preprocessor, Row
 from diptych_serving.server import children
 from diptych_serving.traffic import ClosedLoop, load_items, shared
@@ -79,6 +80,7 @@ def run_in_processes(
 
 def article_path(run_directory: Path) -> Callable[[Items], None]:
     """What the article's predict function does, step for step; padding and absent images are computed."""
+    torch.set_num_threads(num_cores())
     run = load_run(run_directory)
     spec = dataclasses.replace(run.preprocessor.spec, max_tokens=ARTICLE_TOKENS)
     preprocessor = Preprocessor(spec, run.preprocessor.tokenizer_json)

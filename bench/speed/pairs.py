@@ -12,7 +12,7 @@ from diptych.config.loader import load_config
 from diptych.data.catalogue import labels_of, read_split
 from diptych.data.items import Item
 from diptych.export.export import export
-from diptych.export.precision import choose_precision, parse_target
+from diptych.export.precision import choose_precision, choose_runtime, parse_target
 from diptych.models.backbones import build_classifier
 from diptych.runs.run import Run, load_run, update_metrics
 from diptych.train.train import build_preprocessor
@@ -26,11 +26,16 @@ MAX_ITEMS = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One model in both forms, and the items that it is asked."""
+    """One model in its forms, and the items that it is asked.
+
+    repository   what the server loads: on a CPU graphs for OpenVINO, where the gate accepts them
+    torchscript  the same model exported for TorchScript, in the numbers that the gate accepts there
+    """
 
     name: str
     run: Run
     repository: Path
+    torchscript: Path
     precision: str
     settings: Settings
     items: list[tuple[bytes, str]]
@@ -50,16 +55,21 @@ def make_pair(
     settings  by default those that `diptych export` gives a new repository on this machine
     """
     run = load_run(quickstart_run) if name == QUICKSTART else _article_run(directory)
-    repository = directory / "model_repository"
+    repository, torchscript = directory / "model_repository", directory / "torchscript"
+    numbers = choose_precision(precision, target)
     settings = settings or Settings.for_cores(num_cores(), on_gpu=target == "gpu")
-    _, gated = export(
-        run, repository, choose_precision(precision, target), settings, target=parse_target(target)
-    )
+    runtime = choose_runtime("auto", target, numbers)
+    _, gated = export(run, repository, numbers, settings, target=parse_target(target), runtime=runtime)
+    if gated.runtime == "torchscript":
+        torchscript = repository
+    else:
+        export(run, torchscript, numbers, settings, target=parse_target(target))
     return Pair(
         name=name,
         run=run,
         repository=repository,
-        precision=str(gated.precision),
+        torchscript=torchscript,
+        precision=f"{gated.precision}, {gated.runtime}",
         settings=settings,
         items=_test_items(run),
     )

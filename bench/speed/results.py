@@ -15,15 +15,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.speed.charts import plot_outcomes, plot_soaks
+from bench.speed.charts import describe_noise, plot_outcomes, plot_soaks
 from bench.speed.measure import Outcome, Plan
 from diptych.export.manifest import git_commit
 from diptych_serving.hardware import num_cores
 
 JSON_FILE, PLOT_FILE, SOAK_FILE = "bench.json", "bench.png", "soak.png"
-PACKAGES = ("torch", "nvidia-pytriton", "tritonclient", "litserve", "fastapi", "uvicorn", "numpy", "pillow")
+PACKAGES = (
+    *("torch", "openvino", "nvidia-pytriton", "tritonclient", "litserve", "fastapi", "uvicorn"),
+    *("numpy", "pillow"),
+)
 COLUMNS = {
     "items_per_s": ("items/s", ".1f"),
+    "lowest_items_per_s": ("lowest", ".1f"),
+    "highest_items_per_s": ("highest", ".1f"),
     "p50_ms": ("p50 ms", ".0f"),
     "p95_ms": ("p95 ms", ".0f"),
     "p99_ms": ("p99 ms", ".0f"),
@@ -37,7 +42,7 @@ def print_results(outcomes: Mapping[str, Outcome]) -> None:
     """One table a pair, and under it the ratios."""
     console = Console(width=max(Console().width, 120))
     for name, outcome in outcomes.items():
-        table = Table("system", "load", title=name, title_justify="left")
+        table = Table("system", "load", title=name + describe_noise(outcome), title_justify="left")
         for title, _ in COLUMNS.values():
             table.add_column(title, justify="right")
         for measurement in outcome.measurements:
@@ -45,7 +50,7 @@ def print_results(outcomes: Mapping[str, Outcome]) -> None:
             table.add_row(measurement.system, measurement.load, *cells)
         console.print(table)
         for key, value in outcome.ratios().items():
-            console.print(f"  {key:<28} {value:.2f}", highlight=False)
+            console.print(f"  {key:<36} {value:.2f}", highlight=False)
         console.print(
             f"  soak: {outcome.soak.num_items[-1]} items, straight line R² {outcome.soak.r_squared:.4f}, "
             f"memory {outcome.soak.growth_mib:+.1f} MiB after warm-up\n",
@@ -67,6 +72,8 @@ def save_results(outcomes: Mapping[str, Outcome], plan: Plan, directory: Path) -
         **{
             name: {
                 **outcome.ratios(),
+                "is_quiet": outcome.is_quiet,
+                "others_load": outcome.others_load,
                 "precision": outcome.precision,
                 "settings": dataclasses.asdict(outcome.settings),
                 "measurements": [dataclasses.asdict(row) for row in outcome.measurements],

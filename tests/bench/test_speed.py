@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,8 +17,10 @@ import torch
 from bench.peers.artefacts import Artefacts
 from bench.speed.measure import Measurement, Outcome, Plan
 from bench.speed.meter import Meter
+from bench.speed.quiet import require_quiet
 from bench.speed.results import print_results, save_results
 from bench.speed.soak import Soak
+from diptych_serving.errors import UserError
 from diptych_serving.preprocessing import InvalidInput
 from diptych_serving.repository.settings import Settings
 from tests.helpers.tiny_repository import LABELS, build_tiny_repository
@@ -28,6 +33,8 @@ def measurement(system: str, load: str, items_per_s: float, server_cpu_ms: float
         system=system,
         load=load,
         items_per_s=items_per_s,
+        lowest_items_per_s=0.9 * items_per_s,
+        highest_items_per_s=1.1 * items_per_s,
         p50_ms=10.0,
         p95_ms=20.0,
         p99_ms=30.0,
@@ -41,6 +48,7 @@ def measurement(system: str, load: str, items_per_s: float, server_cpu_ms: float
 def outcome() -> Outcome:
     return Outcome(
         precision="fp32",
+        others_load=[0.0, 0.05],
         settings=Settings.for_cores(2),
         measurements=[
             measurement("article", "batch 1", 10, 100),
@@ -49,8 +57,10 @@ def outcome() -> Outcome:
             measurement("ensemble grpc", "1 callers", 20, 50),
             measurement("ensemble grpc", "8 callers", 80, 20),
             measurement("ensemble http", "8 callers", 70, 22),
-            measurement("litserve", "16 callers", 40, 30),
-            measurement("fastapi", "4 callers", 20, 60),
+            measurement("litserve, our graphs", "16 callers", 40, 30),
+            measurement("fastapi, our graphs", "4 callers", 20, 60),
+            measurement("litserve, eager", "16 callers", 16, 60),
+            measurement("fastapi, eager", "4 callers", 10, 90),
         ],
         steady={"p50_ms": 20.0, "p99_ms": 50.0, "num_items": 100},
         soak=Soak(
@@ -64,8 +74,27 @@ def test_the_ratios_are_those_of_the_best_loads(outcome: Outcome) -> None:
         "throughput_over_article": 8.0,
         "cpu_ms_ceiling_over_server": 0.9,
         "throughput_over_best_peer": 2.0,
+        "throughput_over_best_documented_peer": 5.0,
         "p99_over_p50_at_70pct": 2.5,
     }
+
+
+def test_a_busy_machine_is_named_and_its_results_are_marked(
+    outcome: Outcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A grandchild whose parent has ended is no child of this process.
+    shell = ["sh", "-c", "\"$0\" -c 'while True: pass' >/dev/null & echo $!", sys.executable]
+    pid = int(subprocess.run(shell, stdout=subprocess.PIPE, check=True).stdout)
+    try:
+        with pytest.raises(UserError, match=rf"other processes use \d+\.\d cores: .*\({pid}\)"):
+            require_quiet(is_noise_accepted=False)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    noisy = dataclasses.replace(outcome, others_load=[0.0, 0.8])
+    save_results({"quickstart": noisy}, Plan(), tmp_path)
+    print_results({"quickstart": noisy})
+    assert json.loads((tmp_path / "bench.json").read_text())["quickstart"]["is_quiet"] is False
+    assert "NOT QUIET: other processes used up to 0.8 cores" in capsys.readouterr().out
 
 
 def test_results_hold_the_promised_keys_the_hardware_and_the_versions(
@@ -78,7 +107,7 @@ def test_results_hold_the_promised_keys_the_hardware_and_the_versions(
     assert found["quickstart"]["settings"]["image_encoder_instances"] == 2
     assert found["measured"]["hardware"]["num_cores"] >= 1
     assert found["measured"]["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert "throughput_over_best_peer    2.00" in capsys.readouterr().out
+    assert "throughput_over_best_peer            2.00" in capsys.readouterr().out
     for chart in ("bench.png", "soak.png"):
         assert (tmp_path / chart).stat().st_size > 10_000
 
