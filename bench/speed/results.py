@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def save_results(outcomes: Mapping[str, Outcome], plan: Plan, directory: Path) -
             "git_commit": git_commit(),
             "plan": dataclasses.asdict(plan),
             "hardware": _hardware(),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "versions": {"python": platform.python_version(), **_versions()},
+            "article_threads": num_cores(),
         },
         **{
             name: {
@@ -86,6 +88,15 @@ def save_results(outcomes: Mapping[str, Outcome], plan: Plan, directory: Path) -
     (directory / JSON_FILE).write_text(json.dumps(found, indent=2) + "\n", "utf-8")
     plot_outcomes(outcomes, directory / PLOT_FILE)
     plot_soaks(outcomes, directory / SOAK_FILE)
+
+
+def _versions() -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _hardware() -> dict[str, Any]:

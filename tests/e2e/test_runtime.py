@@ -143,6 +143,15 @@ def test_a_graphs_inputs_have_the_names_of_the_config(
     assert graph.inputs == ["pixel_values", "image_present"]  # in the order of forward's arguments
 
 
+def test_openvino_is_imported_without_the_package_that_sends_usage_data() -> None:
+    program = (
+        "import sys; from diptych_serving.openvino_runtime import _import_openvino; _import_openvino(); "
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry') and sys.modules[name]])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
 LOAD_TWO_THEN_SIGNAL = """
 import signal, sys
 from pathlib import Path
