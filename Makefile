@@ -103,7 +103,7 @@ check-training: ## train, evaluate and export on a Python that has no embedded s
 	@$(TRAINING_CHECK)/bin/python -c 'import sys, numpy; print("Python", *sys.version.split()[:1], "with NumPy", numpy.__version__)'
 	@$(TRAINING_CHECK)/bin/python -m pytest -q -p no:cacheprovider tests/training/test_export.py
 
-lint: $(SETUP) ## ruff and mypy
+lint: $(SETUP) ## ruff, mypy and import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

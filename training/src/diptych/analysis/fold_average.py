@@ -86,12 +86,13 @@ def average_weights(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]
 
 def _embed(run: Run, parts: Sequence[Sequence[Item]]) -> Embeddings:
     """Embeddings of all parts, in order. They are already in the cache."""
-    num_workers = run.config.train.num_workers
-    embedded = [
-        embed_items_once(run.model, part, run.preprocessor, title="held-out items", num_workers=num_workers)
-        for part in parts
-    ]
-    return Embeddings(*(torch.cat(tensors) for tensors in zip(*embedded, strict=True)))
+    return embed_items_once(
+        run.model,
+        [item for part in parts for item in part],
+        run.preprocessor,
+        title="held-out items",
+        num_workers=run.config.train.num_workers,
+    )
 
 
 def _spread(model: Classifier, weights: Mapping[str, Tensor], embeddings: Embeddings) -> dict[str, float]:
