@@ -43,9 +43,14 @@ def print_results(outcomes: Mapping[str, Outcome]) -> None:
     """One table a pair, and under it the ratios."""
     console = Console(width=max(Console().width, 120))
     for name, outcome in outcomes.items():
-        table = Table("system", "load", title=name + describe_noise(outcome), title_justify="left")
-        for title, _ in COLUMNS.values():
-            table.add_column(title, justify="right")
+        table = Table(
+            "system",
+            "load",
+            title=f"{name}, {outcome.precision}{describe_noise(outcome)}",
+            title_justify="left",
+        )
+        for column, _ in COLUMNS.values():
+            table.add_column(column, justify="right")
         for measurement in outcome.measurements:
             cells = [format(getattr(measurement, key), form) for key, (_, form) in COLUMNS.items()]
             table.add_row(measurement.system, measurement.load, *cells)

@@ -12,14 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from diptych.config.sections import FusionConfig, ImageConfig
 from diptych.export.export import export
 from diptych.export.precision import Precision, choose_precision, choose_runtime
+from diptych.export.torchscript import to_torchscript
+from diptych.models.classifier import Classifier, Inputs
+from diptych.models.fusion import FusionHead
+from diptych.models.image_backbones import build_image_encoder
+from diptych.models.text_backbones import build_text_encoder
 from diptych.runs.run import Run
 from diptych_serving.errors import UserError
 from diptych_serving.openvino_runtime import VERSION_FILE, Unavailable, load_graph
 from diptych_serving.server import Server, ServerConfig
 from diptych_serving.server.installation import find_installation
 from tests.helpers.raw_wire import Item, ask_over_grpc, grpc_channel
+from tests.helpers.text_families import save_architecture
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'diptych-serving[openvino]'")
 PARTS = ("image_encoder", "text_encoder", "fusion_head")
@@ -106,6 +113,34 @@ def test_bf16_is_judged_as_any_other_form_of_fewer_bits(tiny_run: Run, tmp_path:
         "precision": gated.precision.image
     }
     assert gated.file_precision.is_exact
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("backbone", ["timm:test_resnet", "timm:test_efficientnet", "timm:test_vit"])
+def test_a_batch_without_an_image_does_not_get_the_answer_of_the_batch_before(
+    backbone: str, tmp_path: Path
+) -> None:
+    """OpenVINO 2026.4 left a graph's last output where a ResNet got zero rows."""
+    torch.manual_seed(0)
+    config = ImageConfig(backbone=backbone, weights="random", size_px=64)
+    encoder = build_image_encoder(config).eval()
+    text = build_text_encoder(save_architecture(tmp_path / "text", "bert")).eval()
+    model = Classifier(encoder, text, FusionHead(FusionConfig(), 3)).eval()
+    pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    tokens = torch.full((4, 8), 7)
+    example = Inputs(pixels, torch.ones(4, dtype=torch.bool), tokens, torch.ones_like(tokens))
+    part = to_torchscript(model, example)["image_encoder"]
+    torch.jit.save(part, tmp_path / "model.pt")
+    inputs = [
+        {"name": "pixel_values", "data_type": "TYPE_UINT8", "dims": ["3", "-1", "-1"]},
+        {"name": "image_present", "data_type": "TYPE_BOOL", "dims": ["1"]},
+    ]
+    graph = load_graph(tmp_path / "model.pt", inputs, read_module=torch.jit.load, precision="fp32")
+    for present in ([1, 1, 1, 1], [0], [1], [0], [1, 0, 1], [0, 0], [0, 0, 0, 0]):
+        rows = torch.tensor(present, dtype=torch.bool)[:, None]
+        (found,) = graph(pixels[: len(rows)].numpy(), rows.numpy())
+        expected = part(pixels[: len(rows)], rows)
+        torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=0)
 
 
 def test_a_converted_graph_is_kept_and_a_half_written_one_is_made_again(

@@ -167,6 +167,15 @@ def test_a_config_that_cannot_be_a_pair_says_why(pair: Path, tmp_path: Path) -> 
     assert config_of(pair, tmp_path, "image.fit=pad").spec.image_fit == "pad"
 
 
+def test_siglip_with_its_padding_in_front_is_refused(tmp_path: Path) -> None:
+    """Its text tower sees the padding, so on the other side it gives another embedding."""
+    pair = save_pair(tmp_path / "pair", "siglip")
+    path = pair / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": "left"}))
+    with pytest.raises(UserError, match="pads on the left, and the model sees the padding"):
+        build(config_of(pair, tmp_path))
+
+
 @pytest.mark.parametrize(
     ("family", "overrides"),
     [

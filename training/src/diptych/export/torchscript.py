@@ -82,7 +82,6 @@ def to_torchscript(
         image.backbone = _in_numbers(image.backbone, precision.image)
         text.backbone = _in_numbers(text.backbone, precision.text)  # type: ignore[assignment]
         pixels = image.normalise(example.pixel_values)
-        image.computes_zero_rows = _computes_zero_rows(image.backbone, pixels)
         image.backbone = torch.jit.trace(image.backbone, (pixels,), check_trace=False)
         tokens = (example.input_ids, example.attention_mask)
         text.backbone = torch.jit.trace(text.backbone, tokens, check_trace=False)
@@ -122,15 +121,6 @@ def without_debug_records(content: bytes) -> bytes:
             writer.write_record(name, record, len(record))
     writer.write_end_of_file()
     return stripped.getvalue()
-
-
-@torch.inference_mode()
-def _computes_zero_rows(backbone: nn.Module, pixels: Tensor) -> bool:
-    try:
-        backbone(pixels[:0])
-    except RuntimeError:
-        return False
-    return True
 
 
 def _in_numbers(backbone: nn.Module, numbers: Numbers) -> nn.Module:

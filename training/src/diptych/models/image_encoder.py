@@ -9,7 +9,7 @@ from diptych.models.projection import Projection, computed_rows
 
 
 class ImageEncoder(nn.Module):
-    """Pixels to features; rows without an image get a learned vector and cost the backbone nothing.
+    """Pixels to features; rows without an image get a learned vector.
 
     channels_last  the layout in which the backbone gets its pixels
     """
@@ -27,8 +27,6 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.channels_last = channels_last
         self.size_px = size_px
-        # Convolutions can; some transformers reshape in a way that needs a row. The exporter finds out.
-        self.computes_zero_rows = True
         self.backbone = backbone
         self.projection = projection
         self.mean = nn.Buffer(torch.tensor(mean).reshape(1, 3, 1, 1) * 255, persistent=False)
@@ -54,7 +52,7 @@ class ImageEncoder(nn.Module):
         returns        (B, 512) float32
         """
         present = image_present.reshape(-1)
-        rows = computed_rows(present, at_least_one=not self.computes_zero_rows)
+        rows = computed_rows(present)
         # Exported graphs have no branch that depends on data. In Python the branch is free, and neither batch
         # norms in training nor every transformer can compute zero rows.
         if not torch.jit.is_scripting() and rows.numel() == 0:

@@ -36,12 +36,14 @@ class Projection(nn.Module):
         return features.index_copy(0, rows, projected)
 
 
-def computed_rows(present: Tensor, at_least_one: bool) -> Tensor:
-    """The rows that a backbone computes, without a branch that depends on data: OpenVINO converts none.
+def computed_rows(present: Tensor) -> Tensor:
+    """The rows that a backbone computes: those that are present, or the first where none is.
+
+    Never zero rows: some transformers cannot compute them, and in OpenVINO 2026.4 ResNet-50 then left the
+    answer of the batch before. There is no branch that depends on data, because OpenVINO converts none.
 
     present       (B,) bool
-    at_least_one  the first row where none is present, for backbones that cannot compute zero rows
-    returns       (P,) int64
+    returns       (P,) int64, P at least 1 where B is
     """
     is_first = torch.arange(present.size(0), device=present.device) == 0
-    return (present | (is_first & ~present.any() & at_least_one)).nonzero().squeeze(1)
+    return (present | (is_first & ~present.any())).nonzero().squeeze(1)

@@ -69,6 +69,7 @@ def text_encoder_of(model: PreTrainedModel, config: TextConfig, source: str, *, 
         _require_positions(config, encoder)
         tokenizer = tokenizer_json(config)
         if backbone.is_padded_to_full_length:  # their configs name another token than their tokenizers
+            _require_right_padding(name, source)
             encoder.config.pad_token_id = backbone.pad_id = json.loads(tokenizer)["padding"]["pad_id"]
         spec = PreprocessingSpec(image_size_px=1, max_tokens=config.max_tokens)
         require_fidelity(backbone, Preprocessor(spec, tokenizer), name)
@@ -208,6 +209,17 @@ def _require_positions(config: TextConfig, encoder: PreTrainedModel) -> None:
         raise UserError(
             f"text.max_tokens is {config.max_tokens}, and '{config.backbone}' has {positions} positions. "
             f"Set text.max_tokens to {positions} or less"
+        )
+
+
+def _require_right_padding(name: str, source: str) -> None:
+    """Raise UserError for a model that sees its padding and was trained with it in front of the text."""
+    path = file_of(source, "tokenizer_config.json")
+    side = json.loads(path.read_text("utf-8")).get("padding_side", "right") if path else "right"
+    if side != "right":
+        raise UserError(
+            f"{name}: its tokenizer pads on the {side}, and the model sees the padding. "
+            "Accepted: a tokenizer with padding_side 'right'"
         )
 
 

@@ -113,7 +113,7 @@ class TextEncoder(nn.Module):
         # A transformer reshapes in a way that needs a row and a column: where no row has a text, it computes
         # one token of the first row, and the projection leaves the result out.
         input_ids, attention_mask = F.pad(input_ids, (0, 1)), F.pad(attention_mask, (0, 1))
-        rows = computed_rows(present, at_least_one=True)
+        rows = computed_rows(present)
         embeddings = self.embed(input_ids.index_select(0, rows), attention_mask.index_select(0, rows))
         return self.projection(embeddings, present)
 
