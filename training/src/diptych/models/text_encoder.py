@@ -78,7 +78,7 @@ class PooledBackbone(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Tokens to features; rows without text get a learned vector and cost the backbone nothing.
+    """Tokens to features; rows without text get a learned vector.
 
     Every tensor of a valid type gets an answer. In a native server, rows of many callers are one batch: what
     raised here for one row would fail them all (docs/triton.md, 12).
