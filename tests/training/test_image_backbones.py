@@ -176,3 +176,11 @@ def test_a_vision_model_of_transformers_is_rebuilt_from_its_run(
     again.load_state_dict(encoder.state_dict())
     assert torch.equal(again.embed(pictures()), encoder.embed(pictures()))
     assert again.mean.flatten().tolist() == pytest.approx([25.5, 51.0, 76.5])
+
+
+def test_training_on_a_batch_without_images_leaves_the_batch_norms_as_they_are() -> None:
+    config = ImageConfig(backbone="timm:test_resnet", weights="random", size_px=32)
+    encoder = build_image_encoder(config).train()
+    before = {name: tensor.clone() for name, tensor in encoder.named_buffers()}
+    encoder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, 1, dtype=torch.bool))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.named_buffers())

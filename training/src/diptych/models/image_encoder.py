@@ -52,10 +52,10 @@ class ImageEncoder(nn.Module):
         returns        (B, 512) float32
         """
         present = image_present.reshape(-1)
-        rows = computed_rows(present)
-        # Exported graphs have no branch that depends on data. In Python the branch is free, and neither batch
-        # norms in training nor every transformer can compute zero rows.
-        if not torch.jit.is_scripting() and rows.numel() == 0:
+        # Exported graphs have no branch that depends on data. In Python the branch is free. In training, it
+        # keeps a row that is no image out of the batch norms.
+        if not torch.jit.is_scripting() and not bool(present.any()):
             return self.projection(self.mean.new_zeros((0, self.projection.embedding_dim)), present)
+        rows = computed_rows(present)
         pixel_values = pixel_values[:, :, : self.size_px, : self.size_px]
         return self.projection(self.embed(pixel_values.index_select(0, rows)), present)
