@@ -155,8 +155,9 @@ def test_rows_without_a_picture_or_words_and_padding_are_not_computed(tiny_run: 
     assert shapes_of(parts, shown, "aten::embedding", argument=1) >= {(6, longest)}
 
     nothing = batch.keep(image=present & False, text=present & False)
-    assert batch_sizes_of(parts, nothing, "aten::_convolution") <= {0}
-    assert shapes_of(parts, nothing, "aten::embedding", argument=1) >= {(1, 1)}  # it cannot compute nothing
+    # One row and one token, and not none: tests/e2e/test_runtime.py says what OpenVINO does with zero rows.
+    assert batch_sizes_of(parts, nothing, "aten::_convolution") == {1}
+    assert shapes_of(parts, nothing, "aten::embedding", argument=1) >= {(1, 1)}
 
 
 def batch_sizes_of(parts: dict[str, torch.jit.ScriptModule], batch: Inputs, operator: str) -> set[int]:
